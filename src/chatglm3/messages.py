@@ -1,28 +1,30 @@
 """Frozen values of a conversation: `Message`, `ToolCall`, `History`; official dicts in and out.
 
-A history is a tuple of messages. Nothing here, and nothing that takes these values, changes what it was given.
+A history is a tuple of messages. Nothing that takes one of these values changes what it was given.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
 from chatglm3.errors import MessageError
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Role = Literal["system", "user", "assistant", "observation"]
 ROLES: tuple[Role, ...] = get_args(Role)
+TOOLS_PROMPT = "Answer the following questions as best as you can. You have access to the following tools:"
+"""The system sentence that the official model was trained to see before a list of tools."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn: its role, its header line (`metadata`, a tool's name in a call) and its text.
 
-    `tools` is the JSON text that follows a system message's content in the prompt; None means that there is none.
+    `tools` is the JSON text that follows a system message's content in the prompt, None if there is none;
     `Message.system` writes it from a list or dict.
     """
 
@@ -36,11 +38,8 @@ class Message:
             raise MessageError(f"unknown role {self.role!r}: use one of {', '.join(ROLES)}")
         _require_text("content", self.content)
         _require_text("metadata", self.metadata)
-        if self.tools is not None and not isinstance(self.tools, str):
-            raise MessageError(
-                f"tools must be JSON text, not {type(self.tools).__name__}: "
-                "write Message.system(content, tools=...) to give a list or dict"
-            )
+        if self.tools is not None:
+            _require_json(self.tools)
 
     @classmethod
     def system(cls, content: str, tools: object = None) -> Message:
@@ -87,9 +86,9 @@ History: TypeAlias = tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call the model asks for: the tool's name, the call as written, and its arguments or what is wrong with it.
+    """A call that the model asks for: the tool's name, the call as written, and what was read from it.
 
-    `arguments` is a read-only mapping, or None where `error` is set.
+    `arguments` is a read-only mapping; it is None where `error` says what is wrong with the call.
     """
 
     name: str
@@ -102,15 +101,28 @@ class ToolCall:
             object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
 
     def __reduce__(self) -> tuple[type[ToolCall], tuple[str, str, dict[str, Json] | None, str | None]]:
-        arguments = None if self.arguments is None else dict(self.arguments)  # a read-only view cannot be pickled
+        # A read-only mapping cannot be pickled or copied.
+        arguments = None if self.arguments is None else dict(self.arguments)
         return ToolCall, (self.name, self.content, arguments, self.error)
 
 
 def as_history(items: Iterable[Mapping[str, Any] | Message] | None) -> History:
     """Messages and official dicts, in order, as a new history; None is an empty one."""
-    if isinstance(items, (str, Mapping, Message)):
-        raise MessageError(f"a history must be a list of messages, not a {type(items).__name__}: put it in a list")
+    if isinstance(items, (str, Mapping, Message)) or not isinstance(items, Iterable | None):
+        raise MessageError(f"a history must be a list of messages, not {type(items).__name__}: put it in a list")
     return tuple(Message.from_dict(item) for item in items or ())
+
+
+def with_tools(history: History, tools: object) -> History:
+    """The history with `tools` (a list or dict) in its system message, which is made if there is none."""
+    if tools is None:
+        return history
+    dumped = _dump_tools(tools)
+    if not history or history[0].role != "system":
+        return (Message("system", TOOLS_PROMPT, tools=dumped), *history)
+    if history[0].tools not in (None, dumped):
+        raise MessageError("the history's system message offers other tools: give tools in one place only")
+    return (replace(history[0], tools=dumped), *history[1:])
 
 
 def check_history(messages: Iterable[Message]) -> None:
@@ -132,8 +144,19 @@ def _require_text(what: str, value: object) -> None:
         raise MessageError(f"{what} must be a string, not {type(value).__name__}: convert it before the call")
 
 
+def _require_json(tools: Any) -> None:
+    try:
+        json.loads(tools)
+    except (TypeError, ValueError):
+        raise MessageError(
+            "tools must be JSON text: write Message.system(content, tools=...) to give a list or dict"
+        ) from None
+
+
 def _dump_tools(tools: object) -> str:
     try:
         return json.dumps(tools, indent=4, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise MessageError(f"tools cannot be written as JSON ({error}): use lists, dicts, strings and numbers") from None
+        raise MessageError(
+            f"tools cannot be written as JSON ({error}): use lists, dicts, strings and numbers"
+        ) from None

@@ -1,12 +1,13 @@
 """Messages to token ids: the only place where a prompt is built, id for id as the official code builds it.
 
-A message is its role's control id, its header line and its content, each text encoded apart; a prompt is
-`[gMASK] sop`, the messages and the assistant's control id, after which the model writes its header line itself.
+A message is its role's control id, its header line and its content, each text encoded apart. A prompt is
+`[gMASK] sop`, the messages and the assistant's control id; the model writes its own header line after that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from chatglm3.messages import Message
 from chatglm3.tokenizer import StreamDecoder, Tokenizer
@@ -21,9 +22,7 @@ def message_ids(tokenizer: Tokenizer, message: Message) -> list[int]:
     return [tokenizer.role_id(message.role), *header, *tokenizer.encode(content)]
 
 
-def chat_prompt(
-    tokenizer: Tokenizer, messages: Iterable[Message], *, add_generation_prompt: bool = True
-) -> list[int]:
+def chat_prompt(tokenizer: Tokenizer, messages: Iterable[Message], *, add_generation_prompt: bool = True) -> list[int]:
     """A conversation, ready for the assistant to answer unless `add_generation_prompt` is off."""
     ids = [tokenizer.gmask_id, tokenizer.sop_id]
     for message in messages:
@@ -37,11 +36,10 @@ def completion_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def render(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """A prompt for human eyes: one line for each message, with the control tokens, `</s>` and `\\n` spelled out."""
+    """A prompt for human eyes: a line for each message, with control tokens, `</s>` and `\\n` spelled out."""
     roles = {tokenizer.system_id, tokenizer.user_id, tokenizer.assistant_id, tokenizer.observation_id}
     starts = [0, *(place for place, i in enumerate(ids) if i in roles and place), len(ids)]
-    lines = zip(starts, starts[1:], strict=False)
-    return "\n".join(_render_line(tokenizer, ids[start:end]) for start, end in lines)
+    return "\n".join(_render_line(tokenizer, ids[start:end]) for start, end in pairwise(starts))
 
 
 def _render_line(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """Text to token ids and back: SentencePiece pieces, and the nine control ids that follow them.
 
-`Tokenizer` reads `tokenizer.model` and nothing else, so that whatever a `tokenizer_config.json` says cannot change an id.
-Text given to `encode` never yields a control id. `StreamDecoder` is the one decoder: `decode` runs it to the end.
+`Tokenizer` reads `tokenizer.model` and nothing else: no `tokenizer_config.json` can change an id. Text given
+to `encode` never yields a control id. `StreamDecoder` is the one decoder: `decode` runs it to the end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BROKEN_BYTE = "\ufffd"
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """Rows of equal length, padded on the left; mask and position are 0 on padding, positions count from 0 after it."""
+    """Rows of one length, padded on the left. Mask and position are 0 on padding; positions count from 0."""
 
     input_ids: list[list[int]]
     attention_mask: list[list[int]]
@@ -60,7 +60,7 @@ class Tokenizer:
         self.user_id = self.role_id("user")
         self.assistant_id = self.role_id("assistant")
         self.observation_id = self.role_id("observation")
-        self.newline_id: int = self._pieces.piece_to_id("<0x0A>")
+        self.newline_id = self.encode("\n")[-1]
         self.stop_ids = (self.eos_id, self.user_id, self.observation_id)
 
     @classmethod
@@ -72,7 +72,7 @@ class Tokenizer:
             model = file.read_bytes()
         except OSError as error:
             raise TokenizerError(
-                f"{file} cannot be read ({error.strerror}): copy tokenizer.model from the original model into that folder"
+                f"{file} cannot be read ({error.strerror}): copy it there from the original model"
             ) from error
         try:
             return cls(model)
@@ -100,29 +100,39 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise TokenizerError(
-                f"the text has a lone surrogate at character {error.start}: decode the input as UTF-8 with errors='replace'"
+                f"the text has a lone surrogate at character {error.start}: "
+                "decode the input as UTF-8 with errors='replace'"
             ) from None
         ids: list[int] = self._pieces.encode(text)
         return ids
 
-    def encode_trusted(self, text: str) -> list[int]:
-        """Text the program itself wrote: the four role markers become control ids, what is between is encoded apart.
+    def encode_continuation(self, text: str) -> list[int]:
+        """Text that goes on where other text ends: the pieces without SentencePiece's leading space."""
+        ids = self.encode(f"\n{text}")
+        return ids[ids.index(self.newline_id) + 1 :]
 
-        Never give it anything a user or a model wrote: they could speak for another role.
+    def encode_trusted(self, text: str) -> list[int]:
+        """Text that the program itself wrote: role markers become control ids, the rest is encoded.
+
+        Never give it anything that a user or a model wrote: it could speak for another role.
         """
         ids: list[int] = []
-        for part in _ROLE_MARKER.split(text):
-            ids += [self._token_ids[part]] if part in self._token_ids else self.encode(part)
+        for place, part in enumerate(_ROLE_MARKER.split(text)):
+            ids += [self.token_id(part)] if place % 2 else self.encode(part)  # every second part is a marker
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
-        """Ids as text. Ids 0, 1, 2 and those without a meaning vanish; control ids are shown, or skipped if asked."""
+        """Ids as text. Ids 0, 1, 2 and those without a meaning vanish; control ids show unless skipped."""
         decoder = StreamDecoder(self)
         shown = (i for i in ids if not (skip_special_tokens and self.n_pieces <= i < self.vocab_size))
         return "".join(map(decoder.push, shown)) + decoder.flush()
 
     def pad(
-        self, rows: Sequence[Sequence[int]], *, pad_to_multiple_of: int | None = None, length: int | None = None
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        pad_to_multiple_of: int | None = None,
+        length: int | None = None,
     ) -> Padded:
         """Pad on the left to the longest row, or to `length`, rounded up to a multiple if one is given."""
         longest = max(map(len, rows), default=0)
@@ -145,7 +155,7 @@ class Tokenizer:
         return int(self._pieces.id_to_piece(token_id)[3:5], 16)  # the piece is spelled <0x0A>
 
     def piece(self, token_id: int) -> str:
-        """The piece as SentencePiece spells it, or a control token's name; "" for ids that stand for no text."""
+        """The piece as SentencePiece spells it, or a control token's name; "" for ids without a text."""
         if self.eos_id < token_id < self.n_pieces:
             piece: str = self._pieces.id_to_piece(token_id)
             return piece
@@ -155,9 +165,9 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes ids one by one, giving only complete characters: the parts together are `Tokenizer.decode` of all ids.
+    """Decodes ids one by one into complete characters; the parts together are `Tokenizer.decode` of all ids.
 
-    The first space of the whole text is SentencePiece's own and is dropped; a byte that belongs to no character is U+FFFD.
+    The first space of the whole text is SentencePiece's own and is dropped; a stray byte becomes U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -209,18 +219,15 @@ def _utf8_length(first: int) -> int:
 
 
 def _load_pieces(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    again = "copy tokenizer.model from the original model again"
     if not model:
-        raise TokenizerError("the file is empty; copy tokenizer.model from the original model again")
+        raise TokenizerError(f"the file is empty: {again}")
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError:
-        raise TokenizerError(
-            "it is not a SentencePiece model, or is cut short; copy tokenizer.model from the original model again"
-        ) from None
-    if (pieces.unk_id(), pieces.bos_id(), pieces.eos_id()) != (0, 1, 2) or not pieces.is_byte(
-        pieces.piece_to_id("<0x0A>")
-    ):
-        raise TokenizerError(
-            "its ids 0, 1, 2 are not <unk>, <s>, </s>, or it has no byte pieces; use the tokenizer.model of a ChatGLM3 model"
-        )
+        raise TokenizerError(f"it is not a SentencePiece model, or is cut short: {again}") from None
+    if (pieces.unk_id(), pieces.bos_id(), pieces.eos_id()) != (0, 1, 2):
+        raise TokenizerError(f"its ids 0, 1, 2 are not <unk>, <s>, </s>, so it is not ChatGLM3's: {again}")
+    if not pieces.is_byte(pieces.piece_to_id("<0x0A>")):
+        raise TokenizerError(f"it has no byte pieces, so it is not ChatGLM3's: {again}")
     return pieces

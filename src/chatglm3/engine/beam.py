@@ -48,15 +48,15 @@ class _Finished:
 
 def beam_search(
     first_logits: Tensor,
-    next_logits: Callable[[Tensor, Tensor], Tensor],
+    next_logits: Callable[[Sequence[Sequence[int]], Tensor], Tensor],
     request: Request,
     samplers: list[Sampler],
     max_new_tokens: int,
 ) -> list[Beam]:
     """Finished beams, best first.
 
-    `first_logits` [vocabulary] follow the prompt; `next_logits(tokens, parents)` [beams, vocabulary] follow each beam's last
-    token, whose history is that of row `parents`; each beam's sampler applies its penalties and bans.
+    `first_logits` [vocabulary] follow the prompt; `next_logits(rows, parents)` [beams, vocabulary] follow the
+    answers `rows`, whose tokens but the last are those of the rows `parents` before; samplers penalise and ban.
     """
     params, stop_ids = request.params, request.stop_ids
     n, wanted = params.num_beams, params.num_beams * max(2, 1 + len(stop_ids))
@@ -84,7 +84,7 @@ def beam_search(
             break
         samplers = [samplers[parent].branch(token) for _, parent, token in chosen]
         parents = torch.tensor([parent for _, parent, _ in chosen])
-        logits = next_logits(torch.tensor([token for _, _, token in chosen]), parents)
+        logits = next_logits(rows, parents)
     else:
         raise AssertionError("unreachable: max_new_tokens is at least 1")
     if not finished.done(values[0].item(), length):

@@ -1,7 +1,7 @@
 """The loop: start requests, run the network on what is pending, choose tokens, finish.
 
-One step takes the pending tokens of every running request, a prompt's chunk or one decoded token, lays them end to end and runs
-the network once. Each request has its own cache, so a request's tokens do not depend on who runs beside it.
+One step takes the pending tokens of every running request, a prompt's chunk or one decoded token, lays them end to end
+and runs the network once. Each request has its own cache, so its tokens do not depend on who runs beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from chatglm3.engine.numerics import first_bad_module
 from chatglm3.engine.params import SamplingParams
 from chatglm3.engine.prefix import PrefixStore, common_prefix
 from chatglm3.engine.sampling import Sampler
-from chatglm3.engine.sequence import Completion, Request, RunningSequence
+from chatglm3.engine.sequence import EndReason, Generation, Request, RunningSequence
 from chatglm3.errors import ChatGLMError, ContextLengthError, NumericsError, SamplingError
 from chatglm3.model.cache import KVCache
 from chatglm3.model.transformer import ChatGLMModel
@@ -39,8 +39,8 @@ class Engine:
     ) -> None:
         """`vocab_size` is the number of ids that mean something; logits beyond it are cut off.
 
-        `max_context` bounds prompt and answer together (default: the model's `seq_length`); at most `max_batch` requests run
-        at once; `kept_caches` finished requests keep their keys and values for the next one that begins alike.
+        `max_context` bounds prompt and answer together (default: the model's `seq_length`); at most `max_batch`
+        requests run at once; `kept_caches` finished ones keep their keys and values for those that begin alike.
         """
         self.model = model
         self.vocab_size = min(vocab_size, model.config.padded_vocab_size)
@@ -52,11 +52,11 @@ class Engine:
         self._closed = False
         self._devices = [block.device for block in model.blocks]
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Run every request to its end; results in the order given. All prompts are checked before any work."""
         for request in requests:
             self._room(request)
-        results: dict[int, Completion] = {}
+        results: dict[int, Generation] = {}
         waiting = deque((i, r) for i, r in enumerate(requests) if r.params.num_beams == 1)
         running: dict[int, RunningSequence] = {}
         try:
@@ -77,8 +77,8 @@ class Engine:
                 results[index] = self._best_beam(request)
         return [results[i] for i in range(len(requests))]
 
-    def stream(self, request: Request) -> Iterator[int | Completion]:
-        """Yield each token id of the answer as it is chosen, and the `Completion` last.
+    def stream(self, request: Request) -> Iterator[int | Generation]:
+        """Yield each token id of the answer as it is chosen, and the `Generation` last.
 
         Closing the iterator stops the work; what was computed stays in the prefix store.
         """
@@ -87,7 +87,7 @@ class Engine:
         self._room(request)
         return self._stream(request)
 
-    def _stream(self, request: Request) -> Iterator[int | Completion]:
+    def _stream(self, request: Request) -> Iterator[int | Generation]:
         sequence = self.start(request)
         try:
             sent = 0
@@ -96,8 +96,8 @@ class Engine:
                 yield from sequence.output[sent:]
                 sent = len(sequence.output)
         finally:
-            completion = self.finish(sequence)
-        yield completion
+            generation = self.finish(sequence)
+        yield generation
 
     @torch.inference_mode()
     def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -106,11 +106,11 @@ class Engine:
         sequence = self.start(Request(tuple(prompt), params))
         try:
             last = self._prefill(sequence)
-            return [self._score_one(sequence.cache, len(prompt), last, c) for c in continuations]
+            return [self._score_one(sequence.cache, list(prompt), last, c) for c in continuations]
         finally:
             self.finish(sequence)
 
-    def _score_one(self, cache: KVCache, start: int, last: Tensor, continuation: Sequence[int]) -> list[float]:
+    def _score_one(self, cache: KVCache, prompt: list[int], last: Tensor, continuation: Sequence[int]) -> list[float]:
         for token in continuation:
             if not 0 <= token < self.vocab_size:
                 raise SamplingError(f"token id {token} is not in the vocabulary (0 to {self.vocab_size - 1})")
@@ -118,10 +118,11 @@ class Engine:
         if len(continuation) > 1:
             with self._lock:
                 hidden = self._forward([(cache, continuation[:-1])])
-                cache.truncate(start)
-            logits = torch.cat((last, self._logits(hidden)))
+                cache.truncate(len(prompt))
+            logits = torch.cat((last, self._logits(hidden, [[*prompt, *continuation]] * len(hidden))))
         logprobs = logits[: len(continuation)].log_softmax(-1)
-        picked: list[float] = logprobs.gather(1, torch.tensor(continuation, dtype=torch.long)[:, None])[:, 0].tolist()
+        ids = torch.tensor(continuation, dtype=torch.long)[:, None]
+        picked: list[float] = logprobs.gather(1, ids)[:, 0].tolist()
         return picked
 
     @torch.inference_mode()
@@ -135,28 +136,29 @@ class Engine:
             cache = self._new_cache(n, len(request.prompt) + room)
             cache.copy_from(sequence.cache, len(request.prompt))
 
-            def next_logits(tokens: Tensor, parents: Tensor) -> Tensor:
+            def next_logits(rows: Sequence[Sequence[int]], parents: Tensor) -> Tensor:
                 cache.reorder(parents)
-                position = torch.full((n, 1), cache.tokens, device=self.model.device)
-                hidden = self.model.hidden(tokens[:, None].to(self.model.device), position, [(cache, 1)])
-                return self._logits(hidden[:, -1])
+                tokens = torch.tensor([[row[-1]] for row in rows], device=self.model.device)
+                hidden = self.model.hidden(tokens, torch.full_like(tokens, cache.tokens), [(cache, 1)])
+                return self._logits(hidden[:, -1], [[*request.prompt, *row] for row in rows])
 
             samplers = [Sampler(request.params, request.prompt, request.stop_ids, self.vocab_size) for _ in range(n)]
             return beam_search(last[0], next_logits, request, samplers, room)[:results]
         finally:
             self.finish(sequence)
 
-    def _best_beam(self, request: Request) -> Completion:
+    def _best_beam(self, request: Request) -> Generation:
         if request.params.logprobs is not None:
             raise SamplingError("logprobs cannot be reported with beam search; use num_beams=1")
         best = self.beams(request)[0]
-        ids, reason = list(best.token_ids), "length" if best.stop_id is None else "stop"
+        ids = list(best.token_ids)
+        reason: EndReason = "length" if best.stop_id is None else "stop"
         if request.should_stop is not None:
             for i, token in enumerate(ids):
                 if request.should_stop(token):
                     ids, reason = ids[: i + 1], "stop"
                     break
-        return Completion(tuple(ids), reason, best.stop_id, len(request.prompt), 0, None)
+        return Generation(tuple(ids), reason, best.stop_id, len(request.prompt), 0, None)
 
     @torch.inference_mode()
     def start(self, request: Request) -> RunningSequence:
@@ -193,13 +195,13 @@ class Engine:
             token = best if sequence.sampler.takes_argmax else sequence.sampler.choose(scores)
             sequence.accept(token, sequence.sampler.logprobs(scores, token))
 
-    def finish(self, sequence: RunningSequence) -> Completion:
+    def finish(self, sequence: RunningSequence) -> Generation:
         """Take a request out; its cache is kept for the next one that begins alike."""
         with self._lock:
             if sequence in self._running:
                 self._running.remove(sequence)
                 self._store.put(sequence.token_ids[: sequence.cache.tokens], sequence.cache)
-            return sequence.completion()
+            return sequence.generation()
 
     def close(self) -> None:
         """Free the caches and let go of the model; any later call is an error."""
@@ -270,9 +272,10 @@ class Engine:
         segments = [(cache, len(tokens)) for cache, tokens in parts]
         return self.model.hidden(both[0], both[1], segments)[0]
 
-    def _logits(self, hidden: Tensor, contexts: Sequence[Sequence[int]] = ()) -> Tensor:
-        """fp32 scores `[n, vocab_size]` on the CPU, checked; `contexts` are the tokens behind each row, for the diagnosis."""
+    def _logits(self, hidden: Tensor, contexts: Sequence[Sequence[int]]) -> Tensor:
+        """fp32 scores `[n, vocab_size]` on the CPU, checked; `contexts`, the tokens up to each row, serve a diagnosis."""
         logits = self.model.logits(hidden)[..., : self.vocab_size].float().cpu()
-        if not torch.isfinite(logits).all():
-            raise NumericsError(first_bad_module(self.model, contexts[0] if contexts else None))
+        finite = torch.isfinite(logits).all(-1)
+        if not finite.all():
+            raise NumericsError(first_bad_module(self.model, contexts[int(finite.int().argmin())]))
         return logits

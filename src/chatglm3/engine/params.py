@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypedDict
 
 from chatglm3.errors import SamplingError
 
@@ -62,7 +62,7 @@ class SamplingParams:
             raise SamplingError(f"banned must be token ids, not {self.banned!r}")
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> SamplingParams:
+    def of(cls, options: SamplingOptions | Mapping[str, Any]) -> SamplingParams:
         """From keyword arguments; an unknown name raises `SamplingError` with the nearest known one."""
         known = [f.name for f in fields(cls)]
         for name in options:
@@ -71,6 +71,26 @@ class SamplingParams:
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
                 raise SamplingError(f"unknown sampling parameter {name!r}; {hint}")
         return cls(**options)
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams` as keyword arguments (`stop` may also be one string)."""
+
+    max_new_tokens: int | None
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    min_new_tokens: int
+    num_beams: int
+    length_penalty: float
+    early_stopping: bool
+    seed: int | None
+    stop: str | Sequence[str]
+    banned: Sequence[int]
+    logprobs: int | None
 
 
 _INFINITY = math.inf

@@ -1,4 +1,4 @@
-"""From logits to the next token: small pure functions on fp32 scores `[vocabulary]`, and the state one request adds."""
+"""From logits to the next token: small pure functions on fp32 scores `[vocabulary]`, and a request's own state."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def candidates(scores: Tensor, temperature: float, top_k: int, top_p: float) -> 
 class Sampler:
     """Chooses the tokens of one request."""
 
-    def __init__(
-        self, params: SamplingParams, prompt: Sequence[int], stop_ids: Iterable[int], vocab_size: int
-    ) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], stop_ids: Iterable[int], vocab_size: int) -> None:
         """`stop_ids` are held back for the first `min_new_tokens`."""
         self._params = params
         self._generator = torch.Generator()
@@ -79,9 +77,7 @@ class Sampler:
         if self._seen is not None:
             scores = penalize_repetition(scores, self._seen, p.repetition_penalty)
         if self._counts is not None:
-            scores = (
-                scores - p.frequency_penalty * self._counts - p.presence_penalty * self._counts.clamp(max=1)
-            )
+            scores = scores - p.frequency_penalty * self._counts - p.presence_penalty * self._counts.clamp(max=1)
         if len(self._banned):
             scores = scores.index_fill(0, self._banned, -torch.inf)
         if self._produced < p.min_new_tokens:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from chatglm3.engine.params import SamplingParams
 from chatglm3.engine.sampling import Sampler, TokenLogprobs
 from chatglm3.model.cache import KVCache
+
+EndReason: TypeAlias = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
@@ -19,18 +22,17 @@ class Request:
     """
 
     prompt: tuple[int, ...]
-    params: SamplingParams = SamplingParams()
+    params: SamplingParams
     stop_ids: frozenset[int] = frozenset()
     should_stop: Callable[[int], bool] | None = None
 
 
 @dataclass(frozen=True)
-class Completion:
+class Generation:
     """What the engine made of a request. `token_ids` are without the stop id, which is in `stop_id` if one was met."""
 
     token_ids: tuple[int, ...]
-    finish_reason: str
-    """`stop` or `length`."""
+    finish_reason: EndReason
     stop_id: int | None
     prompt_tokens: int
     cached_tokens: int
@@ -49,7 +51,7 @@ class RunningSequence:
     cached_tokens: int
     output: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: str | None = None
+    finish_reason: EndReason | None = None
     stop_id: int | None = None
 
     @property
@@ -83,9 +85,9 @@ class RunningSequence:
         elif len(self.output) >= self.max_new_tokens:
             self.finish_reason = "length"
 
-    def completion(self) -> Completion:
+    def generation(self) -> Generation:
         """The result, once finished (an interrupted one counts as `length`)."""
-        return Completion(
+        return Generation(
             tuple(self.output),
             self.finish_reason or "length",
             self.stop_id,

@@ -1,7 +1,7 @@
 """The operations the network is made of, on torch tensors.
 
-Rounding follows the official code: RMSNorm multiplies by its weight while still in fp32, RoPE is computed in the dtype of the
-activations. Attention reads each key/value head once for all its query heads and never builds an s x s mask.
+Rounding follows the official code: RMSNorm multiplies by its weight while still in fp32, RoPE is computed in the dtype
+of the activations. Attention reads a key/value head once for all its query heads and never builds an s x s mask.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     `x` is [b, s, heads, d]; `rope` [b or 1, s, pairs, 2] holds the rows of the table for these positions.
     """
     pairs = rope.shape[-2]
-    even, odd = x[..., : 2 * pairs].unflatten(-1, (pairs, 2)).unbind(-1)
+    rotating = x[..., : 2 * pairs]
+    even, odd = rotating.view(*rotating.shape[:-1], pairs, 2).unbind(-1)
     cos, sin = rope.unsqueeze(2).unbind(-1)
     rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
     return torch.cat((rotated.flatten(-2), x[..., 2 * pairs :]), dim=-1)
@@ -49,8 +50,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> T
     """Causal attention of the last `s` positions over `t` keys: returns [b, s, heads * d].
 
     `q` is [b, s, heads, d]; `k` and `v` are [b, groups, t, d] with `heads / groups` query heads to a group; `key_mask`
-    [b, t] is false for keys that nobody may see. Query `i` sees keys up to `t - s + i`; a query that is masked itself sees
-    everything, so that no row is without keys (its output means nothing).
+    [b, t] is false for keys that nobody may see. Query `i` sees keys up to `t - s + i`; a query that is masked itself
+    sees everything, so that no row is without keys (its output means nothing).
     """
     b, s, heads, d = q.shape
     groups, t = k.shape[1], k.shape[2]

@@ -1,8 +1,8 @@
 """Keys and values of past tokens.
 
-Both caches answer `append(layer, key, value)` with everything seen so far, `[b, groups, t, d]`, and count their tokens in
-`length`. `KVCache` is preallocated and written in place, for generation; `ConcatCache` only concatenates, so gradients flow
-through it and earlier states stay valid, for training and for callers of the bare network.
+Both caches answer `append(layer, key, value)` with everything seen so far, `[b, groups, t, d]`, and count their tokens
+in `length`. `KVCache` is preallocated and written in place, for generation; `ConcatCache` only concatenates, so
+gradients flow through it and earlier states stay valid, for training and for callers of the bare network.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cache(Protocol):
 class KVCache:
     """A preallocated cache for `batch` rows of equal length, at most `capacity` tokens each.
 
-    One `[batch, groups, capacity, d]` pair a layer, on that layer's device. Rows of different lengths use one cache each.
+    One `[batch, groups, capacity, d]` pair a layer, on that layer's device. Rows of different lengths have one each.
     """
 
     def __init__(

@@ -42,9 +42,9 @@ _GLM4_VOCABULARY = 151552
 class ModelConfig:
     """The shape of the network.
 
-    `kv_channels` is the width of one head, `multi_query_group_num` the number of key/value heads, `seq_length` the number of
-    positions of the rotary table (the longest context) and `rope_ratio` the factor on the rotary base of 10,000
-    (1 for 6B and Base, 50 for 32K, 500 for 128K). `extra` keeps every other key of the file.
+    `kv_channels` is the width of one head, `multi_query_group_num` the number of key/value heads, `seq_length` the
+    number of positions of the rotary table (the longest context) and `rope_ratio` the factor on the rotary base of
+    10,000 (1 for 6B and Base, 50 for 32K, 500 for 128K). `extra` keeps every other key of the file.
     """
 
     num_layers: int

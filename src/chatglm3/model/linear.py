@@ -12,8 +12,8 @@ from chatglm3.errors import CheckpointError
 class QuantizedLinear(nn.Module):
     """A linear layer stored as the official int8 or int4 checkpoints store it.
 
-    `weight` is int8 `[out, in]`, or `[out, in / 2]` with element 2j in the high and 2j + 1 in the low nibble (both signed);
-    `weight_scale` is `[out]`. The weight is multiplied out to the dtype of the activations at each call.
+    `weight` is int8 `[out, in]`, or `[out, in / 2]` with element 2j in the high and 2j + 1 in the low nibble (both
+    signed); `weight_scale` is `[out]`. The weight is multiplied out to the dtype of the activations at each call.
     """
 
     def __init__(self, in_features: int, out_features: int, bits: int, bias: bool) -> None:

@@ -31,4 +31,5 @@ class PrefixEncoder(nn.Module):
         table: Tensor = self.embedding(torch.arange(self._shape[0], device=self.embedding.weight.device))
         if self.trans is not None:
             table = self.trans(table)
-        return self.dropout(table).view(self._shape).permute(1, 2, 0, 3, 4)
+        dropped: Tensor = self.dropout(table)
+        return dropped.view(self._shape).permute(1, 2, 0, 3, 4)

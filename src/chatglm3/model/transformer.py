@@ -1,8 +1,8 @@
 """The network: tokens to hidden states to logits, in plain PyTorch, batch first.
 
-Module names are the official ones, so checkpoints and LoRA adapters need no renaming. Token ids are `[b, s]`, hidden states
-`[b, s, h]`, logits `[b, s, vocabulary]`. Several sequences with a cache of their own run in one call laid end to end along `s`
-(b = 1): the products see all tokens at once, attention sees each sequence alone.
+Module names are the official ones, so checkpoints and LoRA adapters need no renaming. Token ids are `[b, s]`, hidden
+states `[b, s, h]`, logits `[b, s, vocabulary]`. Several sequences with a cache of their own run in one call laid end to
+end along `s` (b = 1): the products see all tokens at once, attention sees each sequence alone.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ class SelfAttention(nn.Module):
             config.kv_channels,
         )
         bits = config.quantization_bit
-        self.query_key_value = make_linear(
-            config.hidden_size, config.qkv_size, bias=config.add_qkv_bias, bits=bits
-        )
+        self.query_key_value = make_linear(config.hidden_size, config.qkv_size, bias=config.add_qkv_bias, bits=bits)
         self.dense = make_linear(self.heads * self.width, config.hidden_size, bits=bits)
 
     def forward(self, x: Tensor, rope: Tensor, segments: Segments, key_mask: Tensor | None) -> Tensor:
@@ -83,7 +81,8 @@ class SelfAttention(nn.Module):
             keys, values = cache.append(self.index, k[:, part], v[:, part])
             outputs.append(attend(q[:, part], keys, values, key_mask))
             start += length
-        return self.dense(outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))
+        out: Tensor = self.dense(outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))
+        return out
 
 
 class MLP(nn.Module):
@@ -97,7 +96,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [b, s, h]."""
-        return self.dense_4h_to_h(swiglu(self.dense_h_to_4h(x)))
+        out: Tensor = self.dense_4h_to_h(swiglu(self.dense_h_to_4h(x)))
+        return out
 
 
 class Block(nn.Module):
@@ -118,7 +118,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rope: Tensor, segments: Segments, key_mask: Tensor | None) -> Tensor:
         """`x` [b, s, h] through the block."""
         x = x + self.self_attention(self.input_layernorm(x), rope, segments, key_mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class _Embedding(nn.Module):
@@ -149,8 +150,8 @@ class _Transformer(nn.Module):
 class ModelOutput:
     """What a forward pass computed.
 
-    `logits` [b, s, vocabulary]; `last_hidden_state` [b, s, h] after the final norm; `hidden_states` the embeddings and each
-    block's output, the last one **before** the final norm (as officially), empty unless asked for.
+    `logits` [b, s, vocabulary]; `last_hidden_state` [b, s, h] after the final norm; `hidden_states` the embeddings and
+    each block's output, the last one **before** the final norm (as officially), empty unless asked for.
     """
 
     logits: Tensor
@@ -196,8 +197,8 @@ class ChatGLMModel(nn.Module):
     ) -> Tensor:
         """Hidden states `[b, s, h]` after the final norm, for `input_ids` and `positions` [b, s].
 
-        `segments` names the caches that the tokens join, and is advanced; `key_mask` [b, t] (one segment only) is false for
-        keys that nobody may see; `collect` receives the embeddings and every block's output.
+        `segments` names the caches that the tokens join; they are advanced. `key_mask` [b, t] (one segment only) is
+        false for keys that nobody may see; `collect` receives the embeddings and every block's output.
         """
         transformer = self.transformer
         x = transformer.embedding.word_embeddings(input_ids)
@@ -214,11 +215,13 @@ class ChatGLMModel(nn.Module):
         for cache, length in segments:
             cache.advance(length)
         norm = transformer.encoder.final_layernorm
-        return norm(x.to(norm.weight.device))
+        normed: Tensor = norm(x.to(norm.weight.device))
+        return normed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores `[..., vocabulary]` of the next token for hidden states `[..., h]`."""
-        return self.transformer.output_layer(hidden)
+        scores: Tensor = self.transformer.output_layer(hidden)
+        return scores
 
     def forward(
         self,

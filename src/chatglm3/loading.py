@@ -1,0 +1,37 @@
+"""`load`: a name or a folder to a model that answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chatglm3.chat import ChatGLM
+from chatglm3.model.adapters import load_adapter
+from chatglm3.model.checkpoint import load_model
+from chatglm3.model.hub import resolve
+from chatglm3.model.quantize import quantize_linears
+from chatglm3.tokenizer import Tokenizer
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: int | None = None,
+    adapter: str | Path | None = None,
+    max_context: int | None = None,
+) -> ChatGLM:
+    """Load "nano", "nano-base", a folder, "zai-org/chatglm3-6b" or "modelscope:ZhipuAI/chatglm3-6b".
+
+    `device` and `dtype` "auto" choose what this machine computes well; `quantize` 8 or 4 stores the linear layers as
+    the official int8 and int4; `adapter` is a folder with a LoRA or P-Tuning v2 adapter; `max_context` bounds prompt
+    and answer in tokens. Raises DownloadError, CheckpointError, TokenizerError, AdapterError or DeviceError.
+    """
+    folder = resolve(name)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    model = load_model(folder, device=device, dtype=dtype)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    if quantize is not None:
+        quantize_linears(model, quantize)
+    return ChatGLM(model, tokenizer, name=str(name), max_context=max_context)

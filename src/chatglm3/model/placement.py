@@ -1,0 +1,152 @@
+"""Which dtype and which devices a model gets, and whether it fits, all said before a weight is read.
+
+A model is placed in units, in order: the embedding, each layer, and the final norm with the output layer. Units stay in
+order, so activations change device at few places.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+
+from chatglm3.errors import DeviceError
+from chatglm3.model.config import ModelConfig
+
+_TINY_BYTES = 500 << 20
+_GPU_SHARE = 0.9  # of a GPU's free memory; the rest is left to the cache and the activations
+_DTYPE_NAMES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto" is the first of CUDA, MPS and CPU that exists. `DeviceError` for one that does not."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise DeviceError(f"device {name!r} does not exist: torch finds {found} CUDA device(s); use auto or cpu")
+    if device.type == "mps" and not _has_mps():
+        raise DeviceError("device 'mps' does not exist on this machine; use auto or cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"device {name!r} is not supported; use auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def choose_dtype(config: ModelConfig, device: torch.device, dtype: str | torch.dtype = "auto") -> torch.dtype:
+    """The dtype of weights and activations. Raises `DeviceError` for one that is none of float32, float16 and bfloat16.
+
+    "auto" on CUDA and MPS is the checkpoint's 16-bit dtype (MPS: float16). On a CPU it is never float16, which few CPUs
+    compute fast: bfloat16 where the CPU has instructions for it or float32 does not fit in memory, otherwise, and for
+    models under 500 MB, float32. float16 on a CPU works when asked for by name.
+    """
+    if dtype != "auto":
+        named = _DTYPE_NAMES.get(dtype) if isinstance(dtype, str) else dtype
+        if named not in _DTYPE_NAMES.values():
+            raise DeviceError(f"dtype {dtype} is not supported; use auto, float32, float16 or bfloat16")
+        return named
+    if device.type == "cuda":
+        return torch.bfloat16 if config.torch_dtype == "bfloat16" else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    needed = weight_bytes(config, torch.float32)
+    if needed < _TINY_BYTES:
+        return torch.float32
+    return torch.bfloat16 if _cpu_has_bfloat16() or needed > free_memory(device) else torch.float32
+
+
+def unit_bytes(config: ModelConfig, dtype: torch.dtype) -> list[int]:
+    """Bytes of weights in each unit: embedding, layers, final norm with output layer."""
+    h, f, bits = config.hidden_size, config.ffn_hidden_size, config.quantization_bit
+    table = config.padded_vocab_size * h * dtype.itemsize
+    attention_out = config.num_attention_heads * config.kv_channels
+    matrices = config.qkv_size * h + attention_out * h + 3 * f * h
+    rows = config.qkv_size + h + 2 * f + h
+    small = (2 * h + config.add_qkv_bias * config.qkv_size) * dtype.itemsize
+    layer = small + (matrices * bits // 8 + rows * 2 if bits else matrices * dtype.itemsize)
+    return [table, *[layer] * config.num_layers, table + h * dtype.itemsize]
+
+
+def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of all weights."""
+    return sum(unit_bytes(config, dtype))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a model may take on `device`."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE)
+    if device.type == "mps":
+        return int((torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()) * _GPU_SHARE)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+def check_memory(config: ModelConfig, dtype: torch.dtype, devices: Sequence[torch.device]) -> None:
+    """Raise `DeviceError` with the numbers if the weights do not fit into what is free on `devices` together."""
+    plan(config, [free_memory(device) for device in devices], dtype)
+
+
+def plan(config: ModelConfig, budgets: Sequence[int], dtype: torch.dtype) -> list[int]:
+    """The index of the device that takes each unit, for devices with `budgets` free bytes.
+
+    One device if the model fits on one (the one with most memory); otherwise all, each filled to about the same share.
+    Raises `DeviceError` if it does not fit.
+    """
+    sizes = unit_bytes(config, dtype)
+    largest = max(range(len(budgets)), key=lambda i: budgets[i])
+    if sum(sizes) <= budgets[largest]:
+        return [largest] * len(sizes)
+    for percent in range(5, 101, 5):
+        filled = _fill(sizes, [budget * percent // 100 for budget in budgets])
+        if filled is not None:
+            return filled
+    name = str(dtype).removeprefix("torch.")
+    raise DeviceError(
+        f"the model needs {sum(sizes) / 2**30:.1f} GiB as {name}, {sum(budgets) / 2**30:.1f} GiB free on "
+        f"{len(budgets)} device(s): free some memory, or load a smaller dtype (bfloat16) or a quantised checkpoint"
+    )
+
+
+def place(config: ModelConfig, dtype: torch.dtype, device: str) -> list[torch.device]:
+    """The device of each unit. With "auto" on a machine with several GPUs the layers may be spread over them.
+
+    Raises `DeviceError` if the device does not exist or has too little memory.
+    """
+    chosen = choose_device(device)
+    devices = [chosen]
+    if device == "auto" and chosen.type == "cuda":
+        devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return [devices[i] for i in plan(config, [free_memory(d) for d in devices], dtype)]
+
+
+def _fill(sizes: Sequence[int], budgets: Sequence[int]) -> list[int] | None:
+    taken: list[int] = []
+    device, left = 0, budgets[0]
+    for size in sizes:
+        while size > left:
+            device += 1
+            if device == len(budgets):
+                return None
+            left = budgets[device]
+        taken.append(device)
+        left -= size
+    return taken
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether products of bfloat16 matrices have instructions of their own (AVX512-BF16 or AMX)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,0 +1,149 @@
+"""The weight files of a checkpoint directory: which tensors they hold, and their values a few rows at a time.
+
+Headers are read without the values. A tensor is read in pieces, each through a fresh memory map: pages of a map count as
+resident memory for as long as it lives, so a map kept open would hold the whole file beside the converted model.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from chatglm3.errors import CheckpointError
+
+_CHUNK_BYTES = 64 << 20
+_FORMATS = (  # in order of preference: (index, file of an unsharded model)
+    ("model.safetensors.index.json", "model.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+)
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class TensorInfo(NamedTuple):
+    """What a header says of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    file: Path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values in the file."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def list_tensors(directory: str | Path) -> dict[str, TensorInfo]:
+    """Every tensor of a checkpoint directory by name, from the headers alone.
+
+    Raises `CheckpointError` for a missing folder, index or shard, a truncated file, and an index that contradicts its shards.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such folder; give the folder that holds config.json and the weights")
+    for index, single in _FORMATS:
+        if (directory / index).is_file():
+            return _list_by_index(directory / index)
+        if (directory / single).is_file():
+            return list_file(directory / single)
+    shards = sorted(p.name for p in directory.iterdir() if p.suffix in (".safetensors", ".bin"))
+    if shards:
+        index = _FORMATS[0][0] if shards[0].endswith(".safetensors") else _FORMATS[1][0]
+        raise CheckpointError(f"{directory}: found {shards[0]} but no {index}; copy or download the index as well")
+    raise CheckpointError(f"{directory}: no weights (model.safetensors, or shards with an index); download them again")
+
+
+def list_file(file: Path) -> dict[str, TensorInfo]:
+    """Every tensor of one `.safetensors` or `.bin` file by name."""
+    if file.suffix == ".bin":
+        return {name: TensorInfo(tuple(t.shape), t.dtype, file) for name, t in _load_bin(file).items()}
+    try:
+        with safe_open(file, "pt") as reader:
+            slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 (not a mapping)
+            return {n: TensorInfo(tuple(s.get_shape()), _dtype(s, n, file), file) for n, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from None
+
+
+def read_rows(name: str, info: TensorInfo) -> Iterator[tuple[slice, Tensor]]:
+    """The values of one tensor: rows of the first dimension and their values, about 64 MB at a time.
+
+    Let go of each piece before asking for the next, or its pages stay resident.
+    """
+    row_bytes = max(1, info.nbytes // info.shape[0])
+    step = max(1, _CHUNK_BYTES // row_bytes)
+    for start in range(0, info.shape[0], step):
+        rows = slice(start, start + step)
+        if info.file.suffix == ".bin":
+            yield rows, _load_bin(info.file)[name][rows]
+        else:
+            with safe_open(info.file, "pt") as reader:
+                yield rows, reader.get_slice(name)[rows]
+
+
+def _list_by_index(index: Path) -> dict[str, TensorInfo]:
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{index}: not an index of weights ({error!r}); download it again") from None
+    missing = [name for name in names if not (index.parent / Path(name).name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index.parent}: missing shard(s) {', '.join(missing)}; download them again")
+    tensors: dict[str, TensorInfo] = {}
+    for name in names:
+        tensors.update(list_file(index.parent / Path(name).name))
+    wrong = [n for n, file in weight_map.items() if n not in tensors or tensors[n].file.name != Path(file).name]
+    if wrong:
+        raise CheckpointError(
+            f"{index}: {len(wrong)} tensor(s) are not in the shard it names, first {wrong[0]}; download the folder again"
+        )
+    return tensors
+
+
+def _dtype(header: Any, name: str, file: Path) -> torch.dtype:
+    dtype = header.get_dtype()
+    if dtype not in _DTYPES:
+        raise CheckpointError(f"{file}: {name} is stored as {dtype}, which no ChatGLM3 model uses")
+    return _DTYPES[dtype]
+
+
+def _load_bin(file: Path) -> dict[str, Tensor]:
+    """The tensors of a `.bin` file, memory-mapped. Pickled code is never run: anything but tensors is refused."""
+    try:
+        data = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{file}: holds pickled Python objects beside tensors, which are never run; use the .safetensors files"
+        ) from None
+    except (RuntimeError, OSError, ValueError, EOFError) as error:
+        raise _unreadable(file, error) from None
+    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
+        raise CheckpointError(f"{file}: not a dictionary of tensors; use the .safetensors files")
+    return data
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    with file.open("rb") as opened:
+        start = opened.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        return CheckpointError(f"{file}: a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return CheckpointError(f"{file}: truncated or corrupt ({reason}); download it again")

@@ -1,0 +1,1 @@
+"""Fine-tuning: rows of token ids and labels from conversations and completions."""

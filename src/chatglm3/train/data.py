@@ -1,0 +1,83 @@
+"""Training rows: conversations and completions as ids, and the labels that say which of them are learned.
+
+A label is its own id, or `IGNORED`; the loss shifts by one, as in the official model. Of each answer the
+model learns the header line, the content and the id after it, which is how it learns to stop; the id that
+opens the answer is given.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from chatglm3.errors import MessageError
+from chatglm3.messages import TOOLS_PROMPT, Message, Role
+from chatglm3.prompt import chat_prompt, completion_prompt, message_ids
+from chatglm3.tokenizer import Tokenizer
+from chatglm3.toolcall import format_tool_call
+
+IGNORED = -100
+
+
+class TrainingRow(NamedTuple):
+    """Ids and labels, equally long and not truncated."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def encode_conversation(
+    tokenizer: Tokenizer,
+    conversation: Iterable[Mapping[str, Any] | Message],
+    *,
+    tools: object = None,
+    train_on_observation: bool = False,
+) -> TrainingRow:
+    """One row of the chat format, closed by `</s>`.
+
+    Items are messages or official dicts; `"loss": false` keeps an answer out of the targets. An item
+    {"role": "tool", "name", "parameters", "observation"} is a call, which is learned, and its result, which
+    is not. `tools` (a list or dict) go into a first system message. `train_on_observation` makes targets of
+    observations as the official kit does: the model then learns to invent the results of its calls.
+    """
+    targets: tuple[Role, ...] = ("assistant", "observation") if train_on_observation else ("assistant",)
+    turns = [turn for item in conversation for turn in _turns(item, targets)]
+    if tools is not None:
+        turns.insert(0, (Message.system(TOOLS_PROMPT, tools), False))
+    ids = chat_prompt(tokenizer, (), add_generation_prompt=False)
+    is_target = [False] * len(ids)
+    for message, is_learned in turns:
+        part = message_ids(tokenizer, message)
+        ids += part
+        is_target += [is_learned] * len(part)
+    ids.append(tokenizer.eos_id)
+    shifted = [i if flag else IGNORED for i, flag in zip(ids[1:], is_target, strict=True)]
+    return TrainingRow(ids, [IGNORED, *shifted])
+
+
+def encode_completion(tokenizer: Tokenizer, prompt: str, response: str) -> TrainingRow:
+    """One row without roles: `response` and `</s>` are learned."""
+    given = completion_prompt(tokenizer, prompt)
+    learned = [*tokenizer.encode(response), tokenizer.eos_id]
+    return TrainingRow(given + learned, [IGNORED] * len(given) + learned)
+
+
+def _turns(item: Mapping[str, Any] | Message, targets: tuple[Role, ...]) -> list[tuple[Message, bool]]:
+    """The messages of one item, each with whether it is learned."""
+    loss = item.get("loss", True) if isinstance(item, Mapping) else True
+    if not isinstance(loss, bool):
+        raise MessageError(f"'loss' must be true or false, not {loss!r}: correct it in the data")
+    if isinstance(item, Mapping) and item.get("role") == "tool":
+        call, observation = _tool_messages(item)
+        return [(call, loss), (observation, False)]
+    message = Message.from_dict(item)
+    return [(message, loss and message.role in targets)]
+
+
+def _tool_messages(item: Mapping[str, Any]) -> tuple[Message, Message]:
+    name, parameters, observation = item.get("name"), item.get("parameters"), item.get("observation")
+    if not isinstance(name, str) or not isinstance(parameters, Mapping):
+        raise MessageError("a 'tool' item needs a 'name' (a string) and 'parameters' (a dict): correct it in the data")
+    result = observation if isinstance(observation, str) else json.dumps(observation, ensure_ascii=False)
+    return Message("assistant", format_tool_call(parameters), name), Message("observation", result)
