@@ -273,7 +273,7 @@ class Engine:
         return self.model.hidden(both[0], both[1], segments)[0]
 
     def _logits(self, hidden: Tensor, contexts: Sequence[Sequence[int]]) -> Tensor:
-        """fp32 scores `[n, vocab_size]` on the CPU, checked; `contexts`, the tokens up to each row, serve a diagnosis."""
+        """fp32 scores `[n, vocab_size]` on the CPU; `contexts`, the tokens up to each row, serve the diagnosis."""
         logits = self.model.logits(hidden)[..., : self.vocab_size].float().cpu()
         finite = torch.isfinite(logits).all(-1)
         if not finite.all():

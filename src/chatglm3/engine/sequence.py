@@ -40,7 +40,7 @@ class Generation:
     logprobs: tuple[TokenLogprobs, ...] | None
 
 
-@dataclass
+@dataclass(eq=False)
 class RunningSequence:
     """The state of a running request: what was produced, and what the cache holds."""
 

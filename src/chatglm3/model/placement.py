@@ -6,18 +6,15 @@ order, so activations change device at few places.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from itertools import accumulate
-from pathlib import Path
 
 import torch
 
 from chatglm3.errors import DeviceError
 from chatglm3.model.config import ModelConfig
+from chatglm3.model.memory import free_memory
 
 _TINY_BYTES = 500 << 20
-_GPU_SHARE = 0.9  # of a GPU's free memory; the rest is left to the cache and the activations
 _DTYPE_NAMES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -52,7 +49,8 @@ def choose_dtype(config: ModelConfig, device: torch.device, dtype: str | torch.d
             raise DeviceError(f"dtype {dtype} is not supported; use auto, float32, float16 or bfloat16")
         return named
     if device.type == "cuda":
-        return torch.bfloat16 if config.torch_dtype == "bfloat16" else torch.float16
+        stored = config.extra.get("dtype", config.torch_dtype)
+        return torch.bfloat16 if stored == "bfloat16" else torch.float16
     if device.type == "mps":
         return torch.float16
     needed = weight_bytes(config, torch.float32)
@@ -78,19 +76,6 @@ def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
     return sum(unit_bytes(config, dtype))
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a model may take on `device`."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE)
-    if device.type == "mps":
-        return int((torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()) * _GPU_SHARE)
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-
-
 def check_memory(config: ModelConfig, dtype: torch.dtype, devices: Sequence[torch.device]) -> None:
     """Raise `DeviceError` with the numbers if the weights do not fit into what is free on `devices` together."""
     plan(config, [free_memory(device) for device in devices], dtype)
@@ -113,7 +98,7 @@ def plan(config: ModelConfig, budgets: Sequence[int], dtype: torch.dtype) -> lis
     name = str(dtype).removeprefix("torch.")
     raise DeviceError(
         f"the model needs {sum(sizes) / 2**30:.1f} GiB as {name}, {sum(budgets) / 2**30:.1f} GiB free on "
-        f"{len(budgets)} device(s): free some memory, or load a smaller dtype (bfloat16) or a quantised checkpoint"
+        f"{len(budgets)} device(s): free some memory, or choose a smaller dtype, a quantised checkpoint or another device"
     )
 
 
@@ -148,5 +133,7 @@ def _has_mps() -> bool:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether products of bfloat16 matrices have instructions of their own (AVX512-BF16 or AMX)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether this CPU multiplies bfloat16 with instructions of its own; false where torch is too old to tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return native and torch.backends.mkldnn.is_available()

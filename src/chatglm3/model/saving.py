@@ -1,0 +1,95 @@
+"""Models from memory to disk: config.json and safetensors under the official names."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from chatglm3.errors import CheckpointError
+from chatglm3.model.transformer import ChatGLMModel
+
+_INDEX = "model.safetensors.index.json"
+_TEMPORARY = ".incomplete"
+
+
+def save_model(model: ChatGLMModel, path: str | Path, *, max_shard_bytes: int = 2 * 10**9) -> None:
+    """Write config.json and the weights into the folder `path`, in place of weights that are there.
+
+    One `model.safetensors`, or numbered shards and their index if that would be larger than `max_shard_bytes`. Files get
+    temporary names until all are written, so a failure leaves neither half a file nor half a model. Reloading in the same dtype
+    gives the same bits. Raises `CheckpointError` while an adapter is loaded, or if the disk refuses.
+    """
+    with torch.device("meta"):
+        official = type(model)(model.config).state_dict().keys()
+    tensors = model.state_dict()
+    if tensors.keys() != official:
+        other = sorted(tensors.keys() ^ official)[0]
+        raise CheckpointError(f"cannot save: {other} is not as config.json says; merge() or unload() the adapter first")
+    directory = Path(path)
+    created = not directory.exists()
+    shards = plan_shards({name: tensor.nbytes for name, tensor in tensors.items()}, max_shard_bytes)
+    config = replace(model.config, torch_dtype=str(model.dtype).removeprefix("torch."))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory, tensors, shards, config.to_dict())
+    except (OSError, RuntimeError) as error:
+        _remove_temporary(directory)
+        if created and directory.is_dir():
+            directory.rmdir()
+        raise CheckpointError(f"{directory}: cannot save the model ({error}); free some space or choose another folder") from None
+
+
+def plan_shards(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:
+    """File names and the tensors each holds, in order; a tensor larger than `max_bytes` gets a file of its own."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
+
+
+def write_index(path: Path, shards: Mapping[str, list[str]], total_size: int) -> None:
+    """Write the index of a sharded checkpoint: which file holds which tensor."""
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    _write_json(path, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
+
+
+def _write(
+    directory: Path, tensors: Mapping[str, Tensor], shards: Mapping[str, list[str]], config: Mapping[str, object]
+) -> None:
+    for file, names in shards.items():
+        part = {name: tensors[name].contiguous().cpu() for name in names}
+        save_file(part, directory / (file + _TEMPORARY), metadata={"format": "pt"})
+    files = [*shards, "config.json"]
+    if len(shards) > 1:
+        write_index(directory / (_INDEX + _TEMPORARY), shards, sum(t.nbytes for t in tensors.values()))
+        files.append(_INDEX)
+    _write_json(directory / ("config.json" + _TEMPORARY), config)
+    for pattern in ("model*.safetensors", "pytorch_model*.bin", "*.index.json"):
+        for old in directory.glob(pattern):
+            if old.name not in files:
+                old.unlink()
+    for file in files:
+        os.replace(directory / (file + _TEMPORARY), directory / file)
+
+
+def _write_json(path: Path, data: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _remove_temporary(directory: Path) -> None:
+    for file in directory.glob("*" + _TEMPORARY):
+        file.unlink()
