@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from chatglm3.errors import MessageError
-from chatglm3.messages import ROLES, Message, ToolCall, as_history, check_history
+from chatglm3.messages import ROLES, TOOLS_PROMPT, Message, ToolCall, as_history, check_history, with_tools
 from golden import golden_json, needs_golden
 
 TOOLS = [{"name": "查天气", "parameters": {"type": "object", "properties": {}}}]
@@ -88,7 +88,7 @@ def test_what_is_not_a_message_is_refused_in_one_line(item: Any, reason: str) ->
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("tools", [TOOLS, {}, "not json"])
+@pytest.mark.parametrize("tools", [TOOLS, {}, "not json", b"[]"])
 def test_the_constructor_takes_tools_as_json_text_only(tools: Any) -> None:
     with pytest.raises(MessageError, match=r"tools must be JSON text: write Message\.system"):
         Message("system", "x", tools=tools)
@@ -126,6 +126,16 @@ def test_an_observation_needs_an_assistant_turn_before_it() -> None:
     check_history((user, Message("assistant", "call", "get"), observation))
     check_history((user, user, Message("system", "late")))
     check_history(())
+
+
+def test_tools_go_into_the_system_message() -> None:
+    user, system = Message("user", "x"), Message("system", "Be brief.")
+    offered = Message.system(TOOLS_PROMPT, TOOLS)
+    assert with_tools((user,), None) == (user,)
+    assert with_tools((user,), TOOLS) == with_tools((offered, user), TOOLS) == (offered, user)
+    assert with_tools((system, user), TOOLS) == (Message.system("Be brief.", TOOLS), user)
+    with pytest.raises(MessageError, match="offers other tools"):
+        with_tools((offered, user), [])
 
 
 def test_a_tool_call_is_frozen_through_and_through() -> None:

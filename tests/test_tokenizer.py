@@ -125,6 +125,12 @@ def test_no_text_yields_a_control_id(any_tokenizer: Tokenizer, data: st.DataObje
     assert any_tokenizer.decode(ids) == text.replace("\u2581", " ")
 
 
+@given(text=st.text(max_size=12))
+def test_a_continuation_has_no_leading_space(any_tokenizer: Tokenizer, text: str) -> None:
+    ids = any_tokenizer.encode("ok") + any_tokenizer.encode_continuation(text)
+    assert any_tokenizer.decode(ids) == "ok" + text.replace("\u2581", " ")
+
+
 @given(data=st.data())
 def test_streamed_pieces_are_the_decoded_text(any_tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(id_lists(any_tokenizer.vocab_size))

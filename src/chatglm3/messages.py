@@ -144,10 +144,11 @@ def _require_text(what: str, value: object) -> None:
         raise MessageError(f"{what} must be a string, not {type(value).__name__}: convert it before the call")
 
 
-def _require_json(tools: Any) -> None:
+def _require_json(tools: str) -> None:
     try:
+        _require_text("tools", tools)
         json.loads(tools)
-    except (TypeError, ValueError):
+    except ValueError:
         raise MessageError(
             "tools must be JSON text: write Message.system(content, tools=...) to give a list or dict"
         ) from None

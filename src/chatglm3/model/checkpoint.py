@@ -1,9 +1,9 @@
 """Models from disk to memory and back.
 
-Loading is strict: every missing, unexpected or misshapen tensor is named before a value is read, and a value that is not
-finite is refused. The model is built without memory and each tensor is converted into its final place a few rows at a time, so
-loading needs little more than the loaded model. Values are always copied, never left mapped: a file that is replaced or cut
-short under a map kills the process, and the check for NaN reads every byte anyway.
+Loading is strict: every missing, unexpected or misshapen tensor is named before a value is read, and a value that is
+not finite is refused. The model is built without memory and each tensor is converted into its final place a few rows
+at a time, so loading needs little more than the loaded model. Values are always copied, never left mapped: a file that
+is replaced or cut short under a map kills the process, and the check for NaN reads every byte anyway.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes to read."""
 
 _INV_FREQ = "transformer.rotary_pos_emb.inv_freq"
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _SHOWN = 5
 
 _Model = TypeVar("_Model", bound=ChatGLMModel)
@@ -46,9 +45,9 @@ def load_model(
 ) -> ChatGLMModel:
     """Load a checkpoint directory for inference: evaluation mode, no gradients.
 
-    `device` and `dtype` are those of `placement.choose_device` and `choose_dtype`; `config_overrides` replaces fields of
-    config.json. Quantised checkpoints keep their integers, and their scales as stored. Raises `CheckpointError` for
-    files that are not a complete ChatGLM3 model, and `DeviceError`, before a weight is read, if there is too little memory.
+    `device` and `dtype` are those of `placement.choose_device` and `choose_dtype`; `config_overrides` replaces fields
+    of config.json. Quantised checkpoints keep their integers, and their scales as stored. Raises `CheckpointError` for
+    files that are not a complete ChatGLM3 model, and `DeviceError`, before a weight is read, for too little memory.
     """
     config = _read_config(Path(path), config_overrides or {})
     return _load(lambda: ChatGLMModel(config), config, Path(path), device, dtype, progress)
@@ -73,7 +72,9 @@ def read_tensor(name: str, info: TensorInfo, target: Tensor) -> None:
         del values  # lets go of the file's pages
         if part.is_floating_point() and not all(torch.isfinite(bound) for bound in torch.aminmax(part)):
             dtype = str(target.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{info.file}: {name} holds NaN or infinite values (as {dtype}); download the file again")
+            raise CheckpointError(
+                f"{info.file}: {name} holds NaN or infinite values (as {dtype}); download the file again"
+            )
 
 
 def _read_config(path: Path, overrides: Mapping[str, object]) -> ModelConfig:
@@ -110,7 +111,8 @@ def _load(
         if progress is not None:
             progress(done, total)
     if _INV_FREQ not in state:
-        state[_INV_FREQ] = RotaryEmbedding(config).inv_freq.to(units[0], dtype)
+        frequencies = RotaryEmbedding(config).get_buffer("inv_freq")
+        state[_INV_FREQ] = frequencies.to(units[0], dtype)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
 
@@ -140,7 +142,7 @@ def _check_names(expected: Mapping[str, Tensor], stored: Mapping[str, TensorInfo
     dtypes = [
         f"{name} {str(info.dtype).removeprefix('torch.')}"
         for name, info in stored.items()
-        if name in expected and info.dtype not in (_FLOATS if expected[name].is_floating_point() else (torch.int8,))
+        if name in expected and not _convertible(info.dtype, expected[name].dtype)
     ]
     problems = [
         f"{len(names)} {kind} tensor(s): {_shorten(names)}"
@@ -154,6 +156,10 @@ def _check_names(expected: Mapping[str, Tensor], stored: Mapping[str, TensorInfo
     ]
     if problems:
         raise CheckpointError(f"{path}: the weights do not fit config.json; {'; '.join(problems)}")
+
+
+def _convertible(stored: torch.dtype, wanted: torch.dtype) -> bool:
+    return stored.is_floating_point if wanted.is_floating_point else stored == wanted
 
 
 def _shorten(names: list[str]) -> str:

@@ -22,5 +22,5 @@ class SequenceClassifier(ChatGLMModel):
 
     def classify(self, input_ids: Tensor, positions: Tensor | None = None, key_mask: Tensor | None = None) -> Tensor:
         """Scores [b, labels] for `input_ids` [b, s], padded on the left; see `forward` for the rest."""
-        hidden = self(input_ids, positions, key_mask).last_hidden_state
-        return self.classifier_head(hidden[:, -1])
+        scores: Tensor = self.classifier_head(self.encode(input_ids, positions, key_mask)[:, -1])
+        return scores

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,6 +37,14 @@ class QuantizedLinear(nn.Module):
         integers = self.weight if self.bits == 8 else unpack_int4(self.weight)
         scale = self.weight_scale
         return (integers.to(scale.dtype) * scale[:, None]).to(dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+        """Move as asked, but keep the scale's dtype, on which the rounding of `dequantize` depends."""
+        scale_dtype = self.weight_scale.dtype
+        self.weight_scale = self.weight_scale.view(torch.uint8)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.weight_scale = self.weight_scale.view(scale_dtype)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] to [..., out]."""

@@ -23,8 +23,8 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Te
     """The loss of a classification head's `logits` [b, labels].
 
     `problem_type` says what `labels` are: "single_label_classification", classes [b] (cross entropy);
-    "multi_label_classification", zeros and ones [b, labels] (binary cross entropy); "regression", numbers [b, labels], or [b]
-    with one label (mean squared error).
+    "multi_label_classification", zeros and ones [b, labels] (binary cross entropy); "regression", numbers [b, labels],
+    or [b] with one label (mean squared error).
     """
     logits = logits.float()
     if problem_type == "single_label_classification":
@@ -34,5 +34,6 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Te
     if problem_type == "regression":
         return F.mse_loss(logits, labels.float().view_as(logits))
     raise ChatGLMError(
-        f"problem_type {problem_type!r} is unknown; use regression, single_label_classification or multi_label_classification"
+        f"problem_type {problem_type!r} is unknown; use single_label_classification, multi_label_classification "
+        "or regression"
     )

@@ -11,7 +11,7 @@ _GPU_SHARE = 0.9  # of a GPU's free memory; the rest is left to the cache and th
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free for weights on `device`: on a CPU what is available, within the limit of a container if there is one."""
+    """Bytes free for weights on `device`; on a CPU within the limit of the container, if there is one."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE)
     if device.type == "mps":

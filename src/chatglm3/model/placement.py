@@ -15,11 +15,14 @@ from chatglm3.model.config import ModelConfig
 from chatglm3.model.memory import free_memory
 
 _TINY_BYTES = 500 << 20
-_DTYPE_NAMES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" is the first of CUDA, MPS and CPU that exists. `DeviceError` for one that does not."""
+    """The device called `name`; "auto" is the first of CUDA, MPS and CPU that exists.
+
+    Raises `DeviceError` for a device that does not exist here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
     try:
@@ -44,10 +47,10 @@ def choose_dtype(config: ModelConfig, device: torch.device, dtype: str | torch.d
     models under 500 MB, float32. float16 on a CPU works when asked for by name.
     """
     if dtype != "auto":
-        named = _DTYPE_NAMES.get(dtype) if isinstance(dtype, str) else dtype
-        if named not in _DTYPE_NAMES.values():
-            raise DeviceError(f"dtype {dtype} is not supported; use auto, float32, float16 or bfloat16")
-        return named
+        for name, named in _DTYPES.items():
+            if dtype in (name, named):
+                return named
+        raise DeviceError(f"dtype {dtype} is not supported; use auto, {', '.join(_DTYPES)}")
     if device.type == "cuda":
         stored = config.extra.get("dtype", config.torch_dtype)
         return torch.bfloat16 if stored == "bfloat16" else torch.float16
@@ -98,7 +101,8 @@ def plan(config: ModelConfig, budgets: Sequence[int], dtype: torch.dtype) -> lis
     name = str(dtype).removeprefix("torch.")
     raise DeviceError(
         f"the model needs {sum(sizes) / 2**30:.1f} GiB as {name}, {sum(budgets) / 2**30:.1f} GiB free on "
-        f"{len(budgets)} device(s): free some memory, or choose a smaller dtype, a quantised checkpoint or another device"
+        f"{len(budgets)} device(s): free some memory, or choose a smaller dtype, a quantised checkpoint or "
+        "another device"
     )
 
 
@@ -134,6 +138,6 @@ def _has_mps() -> bool:
 
 def _cpu_has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 with instructions of its own; false where torch is too old to tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return native and torch.backends.mkldnn.is_available()
+    return native and bool(torch.backends.mkldnn.enabled)

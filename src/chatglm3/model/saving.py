@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,9 +22,9 @@ _TEMPORARY = ".incomplete"
 def save_model(model: ChatGLMModel, path: str | Path, *, max_shard_bytes: int = 2 * 10**9) -> None:
     """Write config.json and the weights into the folder `path`, in place of weights that are there.
 
-    One `model.safetensors`, or numbered shards and their index if that would be larger than `max_shard_bytes`. Files get
-    temporary names until all are written, so a failure leaves neither half a file nor half a model. Reloading in the same dtype
-    gives the same bits. Raises `CheckpointError` while an adapter is loaded, or if the disk refuses.
+    One `model.safetensors`, or numbered shards and their index if that would be larger than `max_shard_bytes`. Files
+    get temporary names until all are written, so a failure leaves neither half a file nor half a model. Reloading in
+    the same dtype gives the same bits. Raises `CheckpointError` while an adapter is loaded, or if the disk refuses.
     """
     with torch.device("meta"):
         official = type(model)(model.config).state_dict().keys()
@@ -35,15 +35,18 @@ def save_model(model: ChatGLMModel, path: str | Path, *, max_shard_bytes: int = 
     directory = Path(path)
     created = not directory.exists()
     shards = plan_shards({name: tensor.nbytes for name, tensor in tensors.items()}, max_shard_bytes)
-    config = replace(model.config, torch_dtype=str(model.dtype).removeprefix("torch."))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory, tensors, shards, config.to_dict())
-    except (OSError, RuntimeError) as error:
-        _remove_temporary(directory)
-        if created and directory.is_dir():
+        _write(directory, tensors, shards, _config(model))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{directory}: cannot save the model ({error}); free some space or choose another folder"
+        ) from None
+    finally:
+        for file in directory.glob("*" + _TEMPORARY):
+            file.unlink()
+        if created and directory.is_dir() and not any(directory.iterdir()):
             directory.rmdir()
-        raise CheckpointError(f"{directory}: cannot save the model ({error}); free some space or choose another folder") from None
 
 
 def plan_shards(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:
@@ -78,18 +81,24 @@ def _write(
         write_index(directory / (_INDEX + _TEMPORARY), shards, sum(t.nbytes for t in tensors.values()))
         files.append(_INDEX)
     _write_json(directory / ("config.json" + _TEMPORARY), config)
-    for pattern in ("model*.safetensors", "pytorch_model*.bin", "*.index.json"):
-        for old in directory.glob(pattern):
-            if old.name not in files:
-                old.unlink()
     for file in files:
-        os.replace(directory / (file + _TEMPORARY), directory / file)
+        (directory / (file + _TEMPORARY)).replace(directory / file)
+    _remove_old_weights(directory, files)
+
+
+def _remove_old_weights(directory: Path, new: Sequence[str]) -> None:
+    """Remove weights that were there before, indexes first, so that what is left is at no time a mixture."""
+    for pattern in ("*.index.json", "model*.safetensors", "pytorch_model*.bin"):
+        for file in directory.glob(pattern):
+            if file.name not in new:
+                file.unlink()
+
+
+def _config(model: ChatGLMModel) -> dict[str, object]:
+    dtype = str(model.dtype).removeprefix("torch.")
+    extra = {name: value for name, value in model.config.extra.items() if name != "dtype"}
+    return replace(model.config, torch_dtype=dtype, extra=extra).to_dict()
 
 
 def _write_json(path: Path, data: Mapping[str, object]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _remove_temporary(directory: Path) -> None:
-    for file in directory.glob("*" + _TEMPORARY):
-        file.unlink()

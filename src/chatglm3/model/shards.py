@@ -1,7 +1,7 @@
 """The weight files of a checkpoint directory: which tensors they hold, and their values a few rows at a time.
 
-Headers are read without the values. A tensor is read in pieces, each through a fresh memory map: pages of a map count as
-resident memory for as long as it lives, so a map kept open would hold the whole file beside the converted model.
+Headers are read without the values. A tensor is read in pieces, each through a fresh memory map: pages of a map count
+as resident memory for as long as it lives, so a map kept open would hold the whole file beside the converted model.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class TensorInfo(NamedTuple):
 def list_tensors(directory: str | Path) -> dict[str, TensorInfo]:
     """Every tensor of a checkpoint directory by name, from the headers alone.
 
-    Raises `CheckpointError` for a missing folder, index or shard, a truncated file, and an index that contradicts its shards.
+    Raises `CheckpointError` for a missing folder, index or shard, a truncated file, and an index that contradicts its
+    shards.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -113,7 +114,8 @@ def _list_by_index(index: Path) -> dict[str, TensorInfo]:
     wrong = [n for n, file in weight_map.items() if n not in tensors or tensors[n].file.name != Path(file).name]
     if wrong:
         raise CheckpointError(
-            f"{index}: {len(wrong)} tensor(s) are not in the shard it names, first {wrong[0]}; download the folder again"
+            f"{index}: {len(wrong)} tensor(s) are not in the shard it names, first {wrong[0]}; download the folder "
+            "again"
         )
     return tensors
 
@@ -145,5 +147,7 @@ def _unreadable(file: Path, error: Exception) -> CheckpointError:
         start = opened.read(40)
     if start.startswith(b"version https://git-lfs"):
         return CheckpointError(f"{file}: a git-lfs pointer, not the weights; run `git lfs pull` in its folder")
+    if file.suffix == ".bin" and not start.startswith(b"PK"):
+        return CheckpointError(f"{file}: not a file of tensors as torch.save writes it; use the .safetensors files")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return CheckpointError(f"{file}: truncated or corrupt ({reason}); download it again")

@@ -235,6 +235,19 @@ class ChatGLMModel(nn.Module):
 
         Without `positions` they count on from the cache. `key_mask` [b, past + s] is false where a token is padding.
         """
+        collected: list[Tensor] = []
+        hidden = self.encode(input_ids, positions, key_mask, cache, collected if output_hidden_states else None)
+        return ModelOutput(self.logits(hidden), hidden, tuple(collected))
+
+    def encode(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        collect: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Hidden states `[b, s, h]` after the final norm; the arguments are those of `forward` and `hidden`."""
         if cache is None:
             cache = self.new_concat_cache(input_ids.shape[0])
         if key_mask is not None and cache.prefix_length:
@@ -243,15 +256,7 @@ class ChatGLMModel(nn.Module):
         if positions is None:
             start = cache.length - cache.prefix_length
             positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
-        collected: list[Tensor] = []
-        hidden = self.hidden(
-            input_ids,
-            positions,
-            [(cache, input_ids.shape[1])],
-            key_mask,
-            collected if output_hidden_states else None,
-        )
-        return ModelOutput(self.logits(hidden), hidden, tuple(collected))
+        return self.hidden(input_ids, positions, [(cache, input_ids.shape[1])], key_mask, collect)
 
     def new_concat_cache(self, batch: int) -> ConcatCache:
         """An empty cache, or one that holds the P-Tuning prefix, through which gradients flow."""
@@ -259,4 +264,5 @@ class ChatGLMModel(nn.Module):
         if prefix is None:
             return ConcatCache()
         prefix = prefix.to(self.dtype).transpose(2, 3)[:, :, None].expand(-1, -1, batch, -1, -1, -1)
-        return ConcatCache([(pair[0], pair[1]) for pair in prefix], prefix_length=prefix.shape[4])
+        pairs = [pair.to(block.device) for pair, block in zip(prefix, self.blocks, strict=True)]
+        return ConcatCache([(pair[0], pair[1]) for pair in pairs], prefix_length=prefix.shape[4])
