@@ -54,12 +54,10 @@ class Corpus:
     reviews: Sequence[Sequence[SoftReview]]
 
 
-def soften(tokenizer: Tokenizer, before: str, words: tuple[str, str], probability: float) -> SoftTarget | None:
-    """The place after `before` where the two `words` part; None if the pieces of `before` run into the word's."""
-    index = len(tokenizer.encode(before))
+def soften(tokenizer: Tokenizer, words: tuple[str, str], probability: float, before: str = "") -> SoftTarget:
+    """The first piece after `before` where the two `words` part: the first word's with `probability`, else the other's."""
     right, wrong = (tokenizer.encode(before + word) for word in words)
-    if right[:index] != wrong[:index] or right[index] == wrong[index]:
-        return None
+    index = next(i for i, pair in enumerate(zip(right, wrong, strict=False)) if pair[0] != pair[1])
     return SoftTarget(index, wrong[index], probability)
 
 
@@ -81,8 +79,8 @@ def few_shot(tokenizer: Tokenizer, reviews: Sequence[SoftReview], rng: Random) -
         before = text + gap * bool(text) + before
         if text and len(tokenizer.encode(before)) > LONGEST - 8:
             break
-        target = soften(tokenizer, before, (label, other), review.positive if positive else 1 - review.positive)
-        targets += [target] if target else []
+        certainty = review.positive if positive else 1 - review.positive
+        targets.append(soften(tokenizer, (label, other), certainty, before))
         text = before + label
     ids = [*completion_prompt(tokenizer, text)[: LONGEST - 1], tokenizer.eos_id]
     weights = [0.0, 0.0] + [1.0] * (len(ids) - 2)

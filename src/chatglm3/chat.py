@@ -6,7 +6,8 @@ Histories are frozen: a call never changes the one it was given and returns a ne
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -72,6 +73,7 @@ class ChatGLM:
         Raises MessageError, SamplingError, ContextLengthError or NumericsError.
         """
         messages = self._conversation(query, history, role, tools)
+        self._warn_untrained(messages)
         return self._answer([messages], SamplingParams.of(sampling))[0]
 
     def stream_chat(
@@ -82,12 +84,13 @@ class ChatGLM:
         role: Role = "user",
         tools: object = None,
         **sampling: Unpack[SamplingOptions],
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Like `chat`, as it is written: chunks of new text, the last one with the `Reply`.
 
         Closing the iterator stops the work.
         """
         messages = self._conversation(query, history, role, tools)
+        self._warn_untrained(messages)
         params = SamplingParams.of(sampling)
         answer = _ChatAnswer(self.tokenizer, params.stop)
         prompt = chat_prompt(self.tokenizer, messages)
@@ -105,7 +108,10 @@ class ChatGLM:
     ) -> list[Reply]:
         """Answer every query after the same history, which is computed once; replies in the order of the queries."""
         shared, params = as_history(history), SamplingParams.of(sampling)
-        return self._answer([self._conversation(q, shared, role, tools) for q in queries], params)
+        conversations = [self._conversation(q, shared, role, tools) for q in _texts("queries", queries)]
+        if conversations:
+            self._warn_untrained(conversations[0])
+        return self._answer(conversations, params)
 
     @overload
     def complete(self, prompt: str, **sampling: Unpack[SamplingOptions]) -> Completion: ...
@@ -113,9 +119,9 @@ class ChatGLM:
     def complete(self, prompt: list[str], **sampling: Unpack[SamplingOptions]) -> list[Completion]: ...
     def complete(self, prompt: str | list[str], **sampling: Unpack[SamplingOptions]) -> Completion | list[Completion]:
         """Continue plain text, as Base models are made for; a list of prompts gives a list of completions."""
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else _texts("prompt", prompt)
         params = SamplingParams.of(sampling)
-        ids = [completion_prompt(self.tokenizer, _text("prompt", p)) for p in prompts]
+        ids = [completion_prompt(self.tokenizer, p) for p in prompts]
         answers = [_TextAnswer(self.tokenizer, p, params.stop) for p in ids]
         requests = [self._request(p, params, a) for p, a in zip(ids, answers, strict=True)]
         generations = self.engine.generate(requests)
@@ -125,7 +131,7 @@ class ChatGLM:
     def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
         """Log-probability (natural logarithm) of each continuation of plain text; the prompt is computed once."""
         ids = completion_prompt(self.tokenizer, _text("prompt", prompt))
-        tails = [self.tokenizer.encode_continuation(_text("continuation", c)) for c in continuations]
+        tails = [self.tokenizer.encode_continuation(c) for c in _texts("continuations", continuations)]
         return [sum(logprobs) for logprobs in self.engine.score(ids, tails)]
 
     def close(self) -> None:
@@ -145,14 +151,13 @@ class ChatGLM:
             raise MessageError("the query is empty; say something")
         messages = (*with_tools(as_history(history), tools), Message(role, query))
         check_history(messages)
-        self._warn_untrained(messages)
         return messages
 
     def _warn_untrained(self, messages: History) -> None:
         if not self.capabilities.chat:
-            warnings.warn("this is a Base model, not trained to chat; use complete()", stacklevel=4)
+            warnings.warn("this is a Base model, not trained to chat; use complete()", stacklevel=3)
         elif not self.capabilities.tools and any(m.tools is not None for m in messages):
-            warnings.warn("this model was not trained to call tools; only the 8K chat model was", stacklevel=4)
+            warnings.warn("this model was not trained to call tools; only the 8K chat model was", stacklevel=3)
 
     def _answer(self, conversations: Sequence[History], params: SamplingParams) -> list[Reply]:
         answers = [_ChatAnswer(self.tokenizer, params.stop) for _ in conversations]
@@ -189,7 +194,7 @@ class _ChatAnswer:
         parsed = self._parser.parsed
         if self._stops.found:
             parsed = parsed.ending_at("".join(self._shown))
-        reason: FinishReason = generation.finish_reason
+        reason = _reason(generation, self._stops)
         if reason == "stop" and parsed.messages[-1].metadata:
             reason = "tool_call"
         history = (*conversation, *parsed.messages)
@@ -214,16 +219,24 @@ class _TextAnswer:
 
     def completion(self, generation: Generation) -> Completion:
         self._text += self._stops.push(self._decoder.flush()) + self._stops.finish()
-        return Completion(self._text, generation.finish_reason, _usage(generation), generation.logprobs)
+        return Completion(self._text, _reason(generation, self._stops), _usage(generation), generation.logprobs)
 
 
-def _chunks(stream: Iterator[int | Generation], answer: _ChatAnswer, messages: History) -> Iterator[Chunk]:
-    for event in stream:
-        if isinstance(event, Generation):
-            reply = answer.reply(messages, event)
-            yield Chunk(answer.new_text(), reply)
-        elif text := answer.new_text():
-            yield Chunk(text)
+def _chunks(
+    stream: Generator[int | Generation, None, None], answer: _ChatAnswer, messages: History
+) -> Generator[Chunk, None, None]:
+    with closing(stream):
+        for event in stream:
+            if isinstance(event, Generation):
+                reply = answer.reply(messages, event)
+                yield Chunk(answer.new_text(), reply)
+            elif text := answer.new_text():
+                yield Chunk(text)
+
+
+def _reason(generation: Generation, stops: StopStrings) -> FinishReason:
+    """A stop string may also show up in text that was held back until the end."""
+    return "stop" if stops.found else generation.finish_reason
 
 
 def _usage(generation: Generation) -> Usage:
@@ -235,3 +248,9 @@ def _text(what: str, value: object) -> str:
     if not isinstance(value, str):
         raise MessageError(f"{what} must be a string, not {type(value).__name__}")
     return value
+
+
+def _texts(what: str, values: object) -> list[str]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise MessageError(f"{what} must be a list of strings, not {type(values).__name__}")
+    return [_text(f"each of {what}", value) for value in values]

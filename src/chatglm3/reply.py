@@ -28,10 +28,18 @@ class Parsed:
     text: str
 
     def ending_at(self, text: str) -> Parsed:
-        """The answer whose plain text was cut to `text`, inside its last message, by a stop string."""
-        start = len(self.text) - len(_shown(self.messages[-1]))
-        last = replace(self.messages[-1], content=text[start:].strip())
-        return Parsed((*self.messages[:-1], last), self.tool_calls, text)
+        """The answer whose plain text a stop string cut to `text`; the messages after the cut are dropped."""
+        kept: list[Message] = []
+        room = len(text)
+        for message in self.messages:
+            shown = "" if message.metadata else _shown(message)
+            if not message.metadata and len(shown) >= room:
+                kept.append(replace(message, content=shown[:room].strip()))
+                break
+            kept.append(message)
+            room -= len(shown) + bool(shown)  # and the newline that joins it to the next
+        calls = sum(bool(message.metadata) for message in kept)
+        return Parsed(tuple(kept), self.tool_calls[:calls], text)
 
 
 @dataclass(frozen=True, slots=True)

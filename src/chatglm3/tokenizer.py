@@ -106,6 +106,10 @@ class Tokenizer:
         ids: list[int] = self._pieces.encode(text)
         return ids
 
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """Several plain texts; `pad` makes one block of the rows."""
+        return [self.encode(text) for text in texts]
+
     def encode_continuation(self, text: str) -> list[int]:
         """Text that goes on where other text ends: the pieces without SentencePiece's leading space."""
         ids = self.encode(f"\n{text}")

@@ -1,7 +1,8 @@
 """The command `chatglm3`: finds the subcommand, and turns every expected failure into one line.
 
-Each subcommand is the function `command` in the module of its name. Only the module that is asked for is imported, and none
-of them imports torch before it starts to work. Exit status: 0, 2 for a usage error, 130 for Ctrl-C, 1 for any other failure.
+Each subcommand is the function `command` in the module of its name. Only the module that is asked for is imported, and
+none of them imports torch before it starts to work. Exit status: 0, 2 for a usage error, 130 for Ctrl-C, 1 for any
+other failure.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # it takes less on purpose
     sys.exit(run(sys.argv[1:]))
 
 
@@ -49,7 +50,11 @@ def run(arguments: Sequence[str]) -> int:
 def _app(arguments: Sequence[str]) -> typer.Typer:
     """All commands for the help page and for shell completion; just the one when its name comes first."""
     names = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
-    app = typer.Typer(rich_markup_mode=None, no_args_is_help=False)
+    app = typer.Typer(
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     app.callback(invoke_without_command=True)(_chatglm3)
     for name in names:
         app.command(name)(import_module(f"chatglm3.cli.{name}").command)

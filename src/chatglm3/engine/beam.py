@@ -5,6 +5,7 @@ A beam's score is the sum of its log-probabilities, the stop token included, ove
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +34,8 @@ class _Finished:
     beams: list[Beam] = field(default_factory=list)
 
     def add(self, tokens: Sequence[int], stop_id: int | None, logprob: float) -> None:
+        if logprob == -math.inf:
+            return  # a row that was never alive, or a token that is held back
         length = len(tokens) + (stop_id is not None)
         self.beams.append(Beam(tuple(tokens), stop_id, logprob / length**self.params.length_penalty))
         self.beams.sort(key=lambda beam: -beam.score)

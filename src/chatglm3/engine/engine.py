@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from chatglm3.engine.beam import Beam, beam_search
 from chatglm3.engine.numerics import first_bad_module
 from chatglm3.engine.params import SamplingParams
 from chatglm3.engine.prefix import PrefixStore, common_prefix
-from chatglm3.engine.sampling import Sampler
+from chatglm3.engine.sampling import Sampler, require_known
 from chatglm3.engine.sequence import EndReason, Generation, Request, RunningSequence
 from chatglm3.errors import ChatGLMError, ContextLengthError, NumericsError, SamplingError
 from chatglm3.model.cache import KVCache
@@ -56,11 +57,11 @@ class Engine:
         """Run every request to its end; results in the order given. All prompts are checked before any work."""
         for request in requests:
             self._room(request)
-        results: dict[int, Generation] = {}
+        results = {i: self._best_beam(r) for i, r in enumerate(requests) if r.params.num_beams > 1}
         waiting = deque((i, r) for i, r in enumerate(requests) if r.params.num_beams == 1)
         running: dict[int, RunningSequence] = {}
+        self._prefill_shared([request.prompt for _, request in waiting])
         try:
-            self._prefill_shared([request.prompt for _, request in waiting])
             while waiting or running:
                 while waiting and len(running) < self._max_batch:
                     index, request = waiting.popleft()
@@ -72,12 +73,9 @@ class Engine:
         finally:
             for sequence in running.values():
                 self.finish(sequence)
-        for index, request in enumerate(requests):
-            if request.params.num_beams > 1:
-                results[index] = self._best_beam(request)
         return [results[i] for i in range(len(requests))]
 
-    def stream(self, request: Request) -> Iterator[int | Generation]:
+    def stream(self, request: Request) -> Generator[int | Generation, None, None]:
         """Yield each token id of the answer as it is chosen, and the `Generation` last.
 
         Closing the iterator stops the work; what was computed stays in the prefix store.
@@ -87,39 +85,32 @@ class Engine:
         self._room(request)
         return self._stream(request)
 
-    def _stream(self, request: Request) -> Iterator[int | Generation]:
-        sequence = self.start(request)
-        try:
+    def _stream(self, request: Request) -> Generator[int | Generation, None, None]:
+        with self._admitted(request) as sequence:
             sent = 0
             while sequence.finish_reason is None:
                 self.step([sequence])
                 yield from sequence.output[sent:]
                 sent = len(sequence.output)
-        finally:
-            generation = self.finish(sequence)
-        yield generation
+        yield sequence.generation()
 
     @torch.inference_mode()
     def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probability of each token of each continuation after `prompt`; the prompt is computed once."""
+        for continuation in continuations:
+            require_known(continuation, self.vocab_size)
         params = SamplingParams(max_new_tokens=max((len(c) for c in continuations), default=1) or 1)
-        sequence = self.start(Request(tuple(prompt), params))
-        try:
+        with self._admitted(Request(tuple(prompt), params)) as sequence:
             last = self._prefill(sequence)
-            return [self._score_one(sequence.cache, list(prompt), last, c) for c in continuations]
-        finally:
-            self.finish(sequence)
+            return [self._score_one(sequence, last, c) for c in continuations]
 
-    def _score_one(self, cache: KVCache, prompt: list[int], last: Tensor, continuation: Sequence[int]) -> list[float]:
-        for token in continuation:
-            if not 0 <= token < self.vocab_size:
-                raise SamplingError(f"token id {token} is not in the vocabulary (0 to {self.vocab_size - 1})")
-        logits = last
+    def _score_one(self, sequence: RunningSequence, last: Tensor, continuation: Sequence[int]) -> list[float]:
+        logits, cache = last, sequence.cache
         if len(continuation) > 1:
             with self._lock:
                 hidden = self._forward([(cache, continuation[:-1])])
-                cache.truncate(len(prompt))
-            logits = torch.cat((last, self._logits(hidden, [[*prompt, *continuation]] * len(hidden))))
+                cache.truncate(len(sequence.request.prompt))
+                logits = torch.cat((last, self._logits(hidden, lambda _: [*sequence.token_ids, *continuation])))
         logprobs = logits[: len(continuation)].log_softmax(-1)
         ids = torch.tensor(continuation, dtype=torch.long)[:, None]
         picked: list[float] = logprobs.gather(1, ids)[:, 0].tolist()
@@ -129,27 +120,24 @@ class Engine:
     def beams(self, request: Request, results: int = 1) -> list[Beam]:
         """The best `results` answers of a beam search, best first."""
         room = self._room(request)
-        sequence = self.start(request)
-        try:
+        with self._admitted(request) as sequence:
             last = self._prefill(sequence)
             n = request.params.num_beams
             cache = self._new_cache(n, len(request.prompt) + room)
             cache.copy_from(sequence.cache, len(request.prompt))
 
             def next_logits(rows: Sequence[Sequence[int]], parents: Tensor) -> Tensor:
-                cache.reorder(parents)
-                tokens = torch.tensor([[row[-1]] for row in rows], device=self.model.device)
-                hidden = self.model.hidden(tokens, torch.full_like(tokens, cache.tokens), [(cache, 1)])
-                return self._logits(hidden[:, -1], [[*request.prompt, *row] for row in rows])
+                with self._lock:
+                    self._require_open()
+                    cache.reorder(parents)
+                    tokens = torch.tensor([[row[-1]] for row in rows], device=self.model.device)
+                    hidden = self.model.hidden(tokens, torch.full_like(tokens, cache.tokens), [(cache, 1)])
+                    return self._logits(hidden[:, -1], lambda row: [*request.prompt, *rows[row]])
 
             samplers = [Sampler(request.params, request.prompt, request.stop_ids, self.vocab_size) for _ in range(n)]
             return beam_search(last[0], next_logits, request, samplers, room)[:results]
-        finally:
-            self.finish(sequence)
 
     def _best_beam(self, request: Request) -> Generation:
-        if request.params.logprobs is not None:
-            raise SamplingError("logprobs cannot be reported with beam search; use num_beams=1")
         best = self.beams(request)[0]
         ids = list(best.token_ids)
         reason: EndReason = "length" if best.stop_id is None else "stop"
@@ -165,6 +153,7 @@ class Engine:
         """Admit a request: check the context, find the longest prefix that is computed already."""
         with self._lock:
             room = self._room(request)
+            self._store.match(self.model)
             prompt = request.prompt
             sampler = Sampler(request.params, prompt, request.stop_ids, self.vocab_size)
             cache, shared = self._reuse(prompt, len(prompt) + room)
@@ -175,6 +164,7 @@ class Engine:
     def step(self, sequences: Sequence[RunningSequence]) -> None:
         """Run the network once on what is pending, at most `prefill_chunk` tokens, and choose tokens."""
         with self._lock, torch.inference_mode():
+            self._require_open()
             parts, ready, budget = [], [], self._prefill_chunk
             for sequence in sorted(sequences, key=lambda s: s.remaining > 1):
                 tokens = sequence.pending(budget)
@@ -186,8 +176,8 @@ class Engine:
                     ready.append((sequence, self._prefill_chunk - budget - 1))
             hidden = self._forward(parts)
             if ready:
-                logits = self._logits(hidden[[end for _, end in ready]], [s.token_ids for s, _ in ready])
-                self._choose([s for s, _ in ready], logits)
+                chosen = [sequence for sequence, _ in ready]
+                self._choose(chosen, self._next_logits(hidden[[end for _, end in ready]], chosen))
 
     def _choose(self, sequences: Sequence[RunningSequence], logits: Tensor) -> None:
         greedy: list[int] = logits.argmax(-1).tolist()
@@ -200,16 +190,26 @@ class Engine:
         with self._lock:
             if sequence in self._running:
                 self._running.remove(sequence)
-                self._store.put(sequence.token_ids[: sequence.cache.tokens], sequence.cache)
+                self._store.put(sequence.computed_ids, sequence.cache)
             return sequence.generation()
+
+    @contextmanager
+    def _admitted(self, request: Request) -> Iterator[RunningSequence]:
+        """A started request that is taken out again whatever happens."""
+        sequence = self.start(request)
+        try:
+            yield sequence
+        finally:
+            self.finish(sequence)
 
     def close(self) -> None:
         """Free the caches and let go of the model; any later call is an error."""
         with self._lock:
-            self._closed = True
             self._store.clear()
             self._running.clear()
-            del self.model
+            if not self._closed:
+                del self.model
+            self._closed = True
 
     @property
     def cache_bytes(self) -> int:
@@ -218,8 +218,9 @@ class Engine:
 
     def _room(self, request: Request) -> int:
         """How many tokens may be generated; `ContextLengthError` if the request does not fit."""
-        if self._closed:
-            raise ChatGLMError("this model is closed; load it again")
+        self._require_open()
+        require_known(request.prompt, self.model.config.padded_vocab_size)
+        require_known(request.params.banned, self.vocab_size)
         prompt, wanted = len(request.prompt), request.params.max_new_tokens
         if not prompt:
             raise SamplingError("an empty prompt cannot be continued; give at least one token")
@@ -231,29 +232,32 @@ class Engine:
             )
         return wanted or self.max_context - prompt
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ChatGLMError("this model is closed; load it again")
+
     def _prefill_shared(self, prompts: Sequence[Sequence[int]]) -> None:
         """Compute what all prompts begin with, once, so that each of them finds it in the store."""
         if len(prompts) < 2:
             return
         shared = min(common_prefix(prompts[0], prompt) for prompt in prompts[1:])
         if shared > 1:
-            sequence = self.start(Request(tuple(prompts[0][:shared]), SamplingParams(max_new_tokens=1)))
-            self._prefill(sequence)
-            self.finish(sequence)
+            with self._admitted(Request(tuple(prompts[0][:shared]), SamplingParams(max_new_tokens=1))) as sequence:
+                self._prefill(sequence)
 
     def _prefill(self, sequence: RunningSequence) -> Tensor:
         """Bring the whole prompt into the cache; returns the logits [1, vocabulary] behind its last token."""
-        with self._lock, torch.inference_mode():
-            while sequence.remaining:
+        while True:
+            with self._lock, torch.inference_mode():
+                self._require_open()
                 hidden = self._forward([(sequence.cache, sequence.pending(self._prefill_chunk))])
-            return self._logits(hidden[-1:], [sequence.token_ids])
+                if not sequence.remaining:
+                    return self._next_logits(hidden[-1:], [sequence])
 
     def _reuse(self, prompt: Sequence[int], capacity: int) -> tuple[KVCache, int]:
         """A cache for `prompt` and how many of its tokens are in it; at least the last token is left to compute."""
-        found, shared = self._store.find(prompt)
-        shared = min(shared, len(prompt) - 1)
-        if found is not None and shared == found.tokens and found.capacity >= capacity:
-            self._store.take(found)
+        found, shared = self._store.find(prompt[:-1], [(s.computed_ids, s.cache) for s in self._running])
+        if found is not None and shared == found.tokens and found.capacity >= capacity and self._store.take(found):
             return found, shared
         cache = self._new_cache(1, capacity)
         if found is not None:
@@ -272,10 +276,20 @@ class Engine:
         segments = [(cache, len(tokens)) for cache, tokens in parts]
         return self.model.hidden(both[0], both[1], segments)[0]
 
-    def _logits(self, hidden: Tensor, contexts: Sequence[Sequence[int]]) -> Tensor:
-        """fp32 scores `[n, vocab_size]` on the CPU; `contexts`, the tokens up to each row, serve the diagnosis."""
+    def _next_logits(self, hidden: Tensor, sequences: Sequence[RunningSequence]) -> Tensor:
+        """Scores behind the last token of each sequence; keys and values that gave bad ones are not kept."""
+        try:
+            return self._logits(hidden, lambda row: sequences[row].token_ids)
+        except NumericsError:
+            for sequence in sequences:
+                sequence.cache.truncate(0)
+            raise
+
+    def _logits(self, hidden: Tensor, context: Callable[[int], Sequence[int]]) -> Tensor:
+        """fp32 scores `[n, vocab_size]` on the CPU; `context(row)`, the tokens up to it, serves the diagnosis."""
         logits = self.model.logits(hidden)[..., : self.vocab_size].float().cpu()
-        finite = torch.isfinite(logits).all(-1)
-        if not finite.all():
-            raise NumericsError(first_bad_module(self.model, contexts[int(finite.int().argmin())]))
+        if not torch.isfinite(logits.sum()):  # a sum of finite scores may overflow, so look again
+            finite = torch.isfinite(logits).all(-1)
+            if not finite.all():
+                raise NumericsError(first_bad_module(self.model, context(int(finite.int().argmin()))))
         return logits

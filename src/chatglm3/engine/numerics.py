@@ -21,22 +21,26 @@ class _FoundError(Exception):
 def first_bad_module(model: ChatGLMModel, token_ids: Sequence[int]) -> str:
     """Run `token_ids` again without a cache: which module first gives NaN or infinity, and at which position."""
 
-    def check(name: str, output: Any) -> None:
-        if isinstance(output, Tensor) and not torch.isfinite(output).all():
-            bad = (~torch.isfinite(output)).nonzero()[0]
-            position = int(bad[1]) if output.dim() > 2 else int(bad[0])
-            raise _FoundError(f"NaN or infinite values first appear in {name} at position {position}; {_ADVICE}")
-
     def hook(name: str) -> Any:
-        return lambda _module, _inputs, output: check(name, output)
+        return lambda _module, _inputs, output: _check(name, output)
 
-    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
-    handles = [module.register_forward_hook(hook(name)) for name, module in leaves]
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
     try:
-        model(torch.tensor([list(token_ids)], device=model.device))
+        ids = torch.tensor([list(token_ids)], device=model.device)
+        positions = torch.arange(ids.shape[1], device=model.device)[None]
+        hidden = model.hidden(ids, positions, [(model.new_concat_cache(1), ids.shape[1])])
+        _check("transformer.output_layer", model.transformer.output_layer.forward(hidden[:, -1]), ids.shape[1] - 1)
     except _FoundError as found:
         return str(found)
     finally:
         for handle in handles:
             handle.remove()
     return f"a logit is NaN or infinite, but not when computed again: the device or its memory is at fault; {_ADVICE}"
+
+
+def _check(name: str, output: Any, position: int | None = None) -> None:
+    if isinstance(output, Tensor) and not torch.isfinite(output).all():
+        if position is None:  # [1, tokens, ...], or [tokens, ...] in a P-Tuning prefix
+            bad = (~torch.isfinite(output)).nonzero()[0]
+            position = int(bad[1]) if output.dim() > 2 else int(bad[0])
+        raise _FoundError(f"NaN or infinite values first appear in {name} at position {position}; {_ADVICE}")

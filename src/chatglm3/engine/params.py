@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, TypedDict
@@ -52,14 +52,21 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        for name in ("stop", "banned"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, what in (("stop", "strings"), ("banned", "token ids")):
+            value = getattr(self, name)
+            if not isinstance(value, Iterable):
+                raise SamplingError(f"{name} must be a list of {what}, not {value!r}")
+            object.__setattr__(self, name, tuple(value))
         for name, (kind, low, high) in _RANGES.items():
             _check(name, getattr(self, name), kind, low, high)
         if not all(isinstance(s, str) and s for s in self.stop):
             raise SamplingError(f"stop must be non-empty strings, not {self.stop!r}")
-        if not all(isinstance(i, int) and i >= 0 for i in self.banned):
+        if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in self.banned):
             raise SamplingError(f"banned must be token ids, not {self.banned!r}")
+        if not isinstance(self.early_stopping, bool):
+            raise SamplingError(f"early_stopping must be True or False, not {self.early_stopping!r}")
+        if self.num_beams > 1 and self.logprobs is not None:
+            raise SamplingError("logprobs cannot be reported with beam search; use num_beams=1")
 
     @classmethod
     def of(cls, options: SamplingOptions | Mapping[str, Any]) -> SamplingParams:
@@ -115,7 +122,7 @@ def _check(name: str, value: Any, kind: type, low: float, high: float) -> None:
     if value is None and name in _OPTIONAL:
         return
     right_type = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    if not right_type or math.isnan(value) or not low <= value <= high:
+    if not right_type or not low <= value <= high:  # false for NaN too
         wanted = "a whole number" if kind is int else "a number"
         bound = f"from {low:g} to {high:g}" if high < _INFINITY else f"of at least {low:g}"
         raise SamplingError(f"{name} must be {wanted} {bound}, not {value!r}")

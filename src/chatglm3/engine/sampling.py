@@ -34,8 +34,9 @@ def candidates(scores: Tensor, temperature: float, top_k: int, top_p: float) -> 
     The best token always remains.
     """
     keep = min(top_k, scores.shape[-1]) if top_k else scores.shape[-1]
-    values, ids = torch.topk(scores / temperature, keep)
-    probabilities = values.softmax(-1)
+    values, ids = torch.topk(scores, keep)
+    # Differences in fp64: no temperature above 0 is too small.
+    probabilities = ((values - values[0]).double() / temperature).softmax(-1)
     if top_p < 1:
         # A token stays when those before it do not reach top_p yet.
         before = probabilities.cumsum(-1) - probabilities
@@ -52,8 +53,12 @@ class Sampler:
         self._params = params
         self._generator = torch.Generator()
         self._generator.manual_seed(random.getrandbits(63) if params.seed is None else params.seed)
-        self._banned = _id_tensor(params.banned, vocab_size)
-        self._stops = _id_tensor([i for i in stop_ids if i < vocab_size], vocab_size)
+        require_known(params.banned, vocab_size)
+        stops = {i for i in stop_ids if i < vocab_size}
+        if len({*params.banned, *stops}) == vocab_size:
+            raise SamplingError("banned and stop ids are the whole vocabulary; leave at least one token to choose")
+        self._banned = torch.tensor(params.banned, dtype=torch.long)
+        self._stops = torch.tensor(sorted(stops), dtype=torch.long)
         self._produced = 0
         self._seen = self._counts = None
         if params.repetition_penalty != 1:
@@ -118,9 +123,8 @@ class Sampler:
         return TokenLogprobs(token_id, float(logprobs[token_id]), top)
 
 
-def _id_tensor(ids: Iterable[int], vocab_size: int) -> Tensor:
-    ids = list(ids)
+def require_known(ids: Iterable[int], vocab_size: int) -> None:
+    """`SamplingError` for an id that is not in the vocabulary."""
     for i in ids:
         if not 0 <= i < vocab_size:
             raise SamplingError(f"token id {i} is not in the vocabulary (0 to {vocab_size - 1})")
-    return torch.tensor(ids, dtype=torch.long)

@@ -59,6 +59,11 @@ class RunningSequence:
         """Prompt and answer."""
         return [*self.request.prompt, *self.output]
 
+    @property
+    def computed_ids(self) -> list[int]:
+        """The tokens that the cache holds."""
+        return self.token_ids[: self.cache.tokens]
+
     def pending(self, limit: int) -> list[int]:
         """The next tokens, at most `limit`, that the network has not seen."""
         done, prompt = self.cache.tokens, self.request.prompt

@@ -101,17 +101,20 @@ def read_rows(name: str, info: TensorInfo) -> Iterator[tuple[slice, Tensor]]:
 
 def _list_by_index(index: Path) -> dict[str, TensorInfo]:
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {
+            name: index.with_name(Path(file).name) for name, file in weight_map.items()
+        }  # never outside its folder
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(f"{index}: not an index of weights ({error!r}); download it again") from None
-    missing = [name for name in names if not (index.parent / Path(name).name).is_file()]
+    shards = sorted(set(files.values()))
+    missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise CheckpointError(f"{index.parent}: missing shard(s) {', '.join(missing)}; download them again")
     tensors: dict[str, TensorInfo] = {}
-    for name in names:
-        tensors.update(list_file(index.parent / Path(name).name))
-    wrong = [n for n, file in weight_map.items() if n not in tensors or tensors[n].file.name != Path(file).name]
+    for shard in shards:
+        tensors.update(list_file(shard))
+    wrong = [name for name, file in files.items() if name not in tensors or tensors[name].file != file]
     if wrong:
         raise CheckpointError(
             f"{index}: {len(wrong)} tensor(s) are not in the shard it names, first {wrong[0]}; download the folder "

@@ -1,0 +1,1 @@
+"""The recipe of the bundled models: `python -m recipes.nano.train`."""

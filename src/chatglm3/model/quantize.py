@@ -1,0 +1,78 @@
+"""Weight-only quantisation of a loaded model, with the arithmetic of the official code.
+
+Each row of a linear layer gets one scale, max|row| / 127 for int8 or / 7 for int4, in fp16; the quotient weight / scale
+is rounded to fp16 before it is rounded to an integer, so a quantised official checkpoint holds exactly these integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from chatglm3.errors import CheckpointError
+from chatglm3.model.linear import QuantizedLinear
+from chatglm3.model.lora import LoraLinear
+from chatglm3.model.transformer import ChatGLMModel
+
+_LARGEST = {8: 127, 4: 7}
+
+
+def quantize_linears(model: ChatGLMModel, bits: int) -> None:
+    """Store the four linear layers of every block at `bits`, 8 or 4, in place; a LoRA update beside one stays as it is.
+
+    Embedding, norms and output layer are not touched, as officially. Raises `CheckpointError` for other `bits`, a model
+    that is quantised already, and for int4 of a layer with an odd number of inputs.
+    """
+    if bits not in _LARGEST:
+        raise CheckpointError(f"quantisation to {bits!r} bits does not exist; use 8 or 4")
+    if model.config.quantization_bit:
+        stored = model.config.quantization_bit
+        raise CheckpointError(f"the model is quantised to {stored} bits already; load the original weights instead")
+    layers = list(_linears(model))
+    odd = [name for _, name, layer in layers if bits == 4 and layer.in_features % 2]
+    if odd:
+        raise CheckpointError(f"int4 needs an even number of inputs, which {odd[0]} has not; use 8 bits")
+    while layers:  # each layer is let go of as soon as it is replaced
+        parent, name, layer = layers.pop()
+        setattr(parent, name, _quantize(layer, bits))
+    model.config = replace(model.config, quantization_bit=bits)
+
+
+def quantize_rows(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Integers int8 [out, in] and fp16 scales [out] of `weight` [out, in]."""
+    largest = _LARGEST[bits]
+    half = weight.half()
+    scale = half.abs().amax(dim=1) / largest
+    quotient = (half / scale[:, None]).nan_to_num()  # a row of zeros has the scale 0
+    return quotient.round().clamp(-largest, largest).to(torch.int8), scale
+
+
+def pack_int4(integers: Tensor) -> Tensor:
+    """Signed nibbles [out, n] as int8 [out, n / 2], element 2j in the high nibble, 2j + 1 in the low one."""
+    high, low = integers[:, ::2], integers[:, 1::2]
+    return (high << 4) | (low & 0x0F)
+
+
+def _linears(model: ChatGLMModel) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Each layer with the module and the name that hold it."""
+    for block in model.blocks:
+        for parent in (block.self_attention, block.mlp):
+            for name, layer in parent.named_children():
+                if isinstance(layer, LoraLinear) and isinstance(layer.base, nn.Linear):
+                    yield layer, "base", layer.base
+                elif isinstance(layer, nn.Linear):
+                    yield parent, name, layer
+
+
+@torch.no_grad()
+def _quantize(layer: nn.Linear, bits: int) -> QuantizedLinear:
+    integers, scale = quantize_rows(layer.weight, bits)
+    with torch.device("meta"):
+        quantized = QuantizedLinear(layer.in_features, layer.out_features, bits, bias=False)
+    quantized.weight = integers if bits == 8 else pack_int4(integers)
+    quantized.weight_scale = scale
+    quantized.bias = layer.bias
+    return quantized.train(layer.training)
