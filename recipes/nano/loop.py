@@ -98,9 +98,7 @@ def make_optimizers(model: ChatGLMModel, stage: Stage) -> list[torch.optim.Optim
     inside = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in inside]
     return [
-        torch.optim.Muon(
-            matrices, lr=stage.learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
-        ),
+        torch.optim.Muon(matrices, lr=stage.learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=stage.learning_rate, weight_decay=0.1, betas=(0.9, 0.95)),
     ]
 

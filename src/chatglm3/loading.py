@@ -8,6 +8,7 @@ from chatglm3.chat import ChatGLM
 from chatglm3.model.adapters import load_adapter
 from chatglm3.model.checkpoint import load_model
 from chatglm3.model.hub import resolve
+from chatglm3.model.placement import choose_dtype
 from chatglm3.model.quantize import quantize_linears
 from chatglm3.tokenizer import Tokenizer
 
@@ -29,9 +30,11 @@ def load(
     """
     folder = resolve(name)
     tokenizer = Tokenizer.from_pretrained(folder)
-    model = load_model(folder, device=device, dtype=dtype)
+    # The official integers come of the half-precision weights that the files hold.
+    model = load_model(folder, device=device, dtype=dtype if quantize is None else "float16")
     if adapter is not None:
         load_adapter(model, adapter)
     if quantize is not None:
         quantize_linears(model, quantize)
+        model.to(choose_dtype(model.config, model.device, dtype))
     return ChatGLM(model, tokenizer, name=str(name), max_context=max_context)

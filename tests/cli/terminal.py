@@ -45,7 +45,7 @@ class Terminal:
         self._seen = ""
         os.write(self._master, keys.encode())
 
-    def wait(self, wanted: str, seconds: float = 60) -> str:
+    def wait(self, wanted: str, seconds: float = 30) -> str:
         """Read until `wanted` is shown; returns everything shown since the last keys."""
         deadline = time.monotonic() + seconds
         while wanted not in self._text():

@@ -28,7 +28,7 @@ def open_chat(model_dir: Path, tmp_path: Path) -> Iterator[Open]:
     def call(*arguments: str | Path, home: Path = tmp_path) -> Terminal:
         terminal = Terminal(["chat", "--model", model_dir, "--temperature", "0", *arguments], home)
         opened.append(terminal)
-        terminal.wait("> ")
+        terminal.wait(">")
         return terminal
 
     yield call
@@ -64,7 +64,7 @@ def test_editing_several_lines_completion_and_earlier_lines(open_chat: Open, tmp
     terminal.wait("2 messages saved")
     assert json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))[0]["content"] == "a\nb\nc"
     terminal.type(f"half a question{CTRL_C}")
-    terminal.wait("> ")
+    terminal.wait(">")
     terminal.type(f"/sav{ENTER}")
     terminal.wait("unknown command /sav; did you mean /save?")
     terminal.type(f"/quit{ENTER}")

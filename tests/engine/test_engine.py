@@ -4,7 +4,7 @@ import gc
 import random
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,7 +29,7 @@ def prompts(count: int, seed: int = 0) -> list[tuple[int, ...]]:
     rng = random.Random(seed)
     stem = [rng.randrange(VOCABULARY) for _ in range(9)]
     rows = [[rng.randrange(VOCABULARY) for _ in range(rng.choice((1, 2, 7, 30)))] for _ in range(count)]
-    return [tuple([*stem[: rng.choice((0, 0, 4, 9))], *row]) for row in rows]
+    return [(*stem[: rng.choice((0, 0, 4, 9))], *row) for row in rows]
 
 
 def answer(engine: Engine, request: Request) -> list[int]:
@@ -105,14 +105,15 @@ def test_decoding_goes_on_beside_a_long_prefill(model: ChatGLMModel) -> None:
     engine = Engine(model, VOCABULARY, prefill_chunk=16)
     short = engine.start(Request(PROMPT, GREEDY))
     engine.step([short])
-    long = engine.start(Request(tuple(range(200)), GREEDY))
-    while not long.output:
-        before = len(short.output)
-        engine.step([short, long])
-        assert len(short.output) == before + 1 or short.finish_reason
-        if short.finish_reason:
-            break
-    assert list(engine.finish(short).token_ids) == greedy(model, PROMPT, 16, VOCABULARY)
+    long = engine.start(Request(tuple(range(100)), GREEDY))
+    with tokens_computed(model) as counts:
+        for decoded in range(2, 9):
+            engine.step([short, long])
+            assert len(short.output) == decoded
+    assert counts == [16, 16, 16, 16, 16, 16, 11]  # 15 of the long prompt in each step, then its last 10
+    assert short.output == greedy(model, PROMPT, 8, VOCABULARY)
+    assert long.output == greedy(model, tuple(range(100)), 1, VOCABULARY)
+    engine.finish(short)
     engine.finish(long)
 
 
@@ -358,16 +359,13 @@ def test_an_interruption_inside_the_network_leaves_nothing_behind(
     def generate() -> list[list[int]]:
         return [list(g.token_ids) for g in engine.generate([Request(row, GREEDY) for row in rows])]
 
-    calls = 0
+    for before in (0, 1, 2, 6):
+        left = iter(range(before))
 
-    def interrupt(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == after:
-            raise KeyboardInterrupt
+        def interrupt(*_: object, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
 
-    for after in (1, 2, 3, 7):
-        calls = 0
         handle = model.blocks[layer].mlp.register_forward_pre_hook(interrupt)
         with pytest.raises(KeyboardInterrupt):
             generate()
