@@ -1,8 +1,8 @@
 """The loop that made people leave: 200 queries that reuse one history list.
 
-The official `chat` appends each query to the list it was given, and answers only to a copy: the next call sees one more user
-turn, so every row costs more than the last. Here that append is made by hand, on an engine that keeps no prefix (the
-official code has none), beside `glm.chat(query, history)`, which leaves its history alone.
+The official `chat` appends each query to the list it was given and its answer to a copy only: the next call sees one
+more user turn, so every row costs more than the last. Here that append is made by hand, on an engine that keeps no
+prefix (the official code has none), beside `glm.chat(query, history)`, which leaves its history alone.
 
     python bench/history.py [--rows 200] [--model nano]
 """

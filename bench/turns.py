@@ -10,7 +10,6 @@ import argparse
 import time
 
 import torch
-from random_model import random_model
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +17,7 @@ import chatglm3
 from chatglm3.engine.engine import Engine
 from chatglm3.engine.params import SamplingParams
 from chatglm3.engine.sequence import Request
+from random_model import random_model
 
 USER_TOKENS, ANSWER_TOKENS = 24, 16
 

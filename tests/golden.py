@@ -1,9 +1,9 @@
-"""Reads the fixtures computed with the official code from `../shared`; a test that needs them is skipped where they are absent."""
+"""Reads the fixtures computed with the official code from `../shared`; tests that need them skip where it is absent."""
 
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ OFFICIAL = SHARED / "official"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the official fixtures (../shared/golden) are absent")
 
 
-@lru_cache(maxsize=None)
+@cache
 def golden_json(name: str) -> Any:
     """One fixture file, parsed; an empty dict where the fixtures are absent, so that parametrised tests collect."""
     path = GOLDEN / name

@@ -1,4 +1,4 @@
-"""What `nano-base` reads: news, plain reviews, and labelled reviews in the layouts that people use for few-shot prompts."""
+"""What `nano-base` reads: news, plain reviews, and labelled reviews in the layouts of few-shot prompts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Corpus:
 
 
 def soften(tokenizer: Tokenizer, words: tuple[str, str], probability: float, before: str = "") -> SoftTarget:
-    """The first piece after `before` where the two `words` part: the first word's with `probability`, else the other's."""
+    """The first piece after `before` where two `words` part: with `probability` the first word's, else the other's."""
     right, wrong = (tokenizer.encode(before + word) for word in words)
     index = next(i for i, pair in enumerate(zip(right, wrong, strict=False)) if pair[0] != pair[1])
     return SoftTarget(index, wrong[index], probability)

@@ -1,4 +1,4 @@
-"""The training loop: batches that depend on the seed and the step alone, so that a killed run goes on as if it had not been."""
+"""The training loop. Batches depend on the seed and the step alone, so a killed run goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .documents import Example
 
 GROUP = 16  # batches drawn at once, so that rows of similar length can be put together
 SAVE_EVERY = 250  # steps
+WIDTH, ROWS = 32, 512  # widths of batches and numbers of logits are multiples of these
 Sampler = Callable[[Random], Example]
 
 
@@ -39,7 +40,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right: inputs, targets and weights `[b, s]`, and the soft targets (row, column, other id, probability)."""
+    """Rows padded on the right: inputs, targets and weights are `[b, s]`.
+
+    A soft target is (row, column, other id, probability of the target).
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -47,12 +51,16 @@ class Batch:
     soft: Sequence[tuple[int, int, int, float]]
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Pad the rows; position `i` of a row predicts its id `i + 1`."""
-    width = max(len(example.ids) for example in examples)
-    ids = torch.zeros(len(examples), width, dtype=torch.long)
-    weights = torch.zeros(len(examples), width)
-    soft = []
+def rounded(length: int, multiple: int) -> int:
+    """`length`, rounded up: few different shapes, since the CPU library prepares its kernels anew for each."""
+    return -(-length // multiple) * multiple
+
+
+def collate(examples: Sequence[Example], tokens: int) -> Batch:
+    """Pad the rows, and add empty ones, to about `tokens` in all; position `i` of a row predicts its id `i + 1`."""
+    width = rounded(max(len(example.ids) for example in examples) - 1, WIDTH)
+    shape = (max(len(examples), tokens // width), width + 1)
+    ids, weights, soft = torch.zeros(shape, dtype=torch.long), torch.zeros(shape), []
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
         weights[row, : len(example.ids)] = torch.tensor(example.weights)
@@ -61,33 +69,39 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def draw_batches(stage: Stage, sample: Sampler, group: int) -> list[Batch]:
-    """The batches of one group of steps: rows sorted by length, cut into batches of equal size, in random order."""
+    """The batches of one group of steps: rows sorted by length and cut where a batch is full, in random order."""
     rng = Random(f"{stage.seed} {stage.name} {group}")
     examples: list[Example] = []
-    while sum(len(example.ids) for example in examples) < GROUP * stage.tokens:
+    while sum(len(example.ids) for example in examples) < (GROUP + 1) * stage.tokens:
         examples.append(sample(rng))
-    examples.sort(key=lambda example: len(example.ids))
-    total, bins = 0, [list[Example]() for _ in range(GROUP)]
-    for example in examples:
-        bins[min(total // stage.tokens, GROUP - 1)].append(example)
-        total += len(example.ids)
-    rng.shuffle(bins)
-    return [collate(rows) for rows in bins]
+    batches, rows = [], list[Example]()
+    for example in sorted(examples, key=lambda example: len(example.ids)):
+        if (len(rows) + 1) * rounded(len(example.ids) - 1, WIDTH) > stage.tokens:
+            batches.append(collate(rows, stage.tokens))
+            rows = []
+        rows.append(example)
+    rng.shuffle(batches)
+    return batches[:GROUP]
 
 
 def batch_loss(model: ChatGLMModel, batch: Batch) -> Tensor:
-    """Weighted mean cross entropy; a soft target shares its weight between two ids. Logits are computed where they count."""
+    """Weighted mean cross entropy; a soft target shares its weight between two ids.
+
+    Logits are computed only where a weight is not zero.
+    """
     length = batch.inputs.shape[1]
+    counted = batch.weights > 0
+    places = counted.flatten().nonzero().squeeze(1)
+    padded = F.pad(places, (0, rounded(len(places), ROWS) - len(places)))
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.hidden(batch.inputs, torch.arange(length)[None], [(ConcatCache(), length)])
-        counted = batch.weights > 0
-        logits = model.logits(hidden[counted]).float()
+        logits = model.logits(hidden.flatten(0, 1)[padded])[: len(places)].float()
     losses = torch.zeros_like(batch.weights)
     losses[counted] = F.cross_entropy(logits, batch.targets[counted], reduction="none")
     if batch.soft:
         rows, columns, others, shares = (torch.tensor(values) for values in zip(*batch.soft, strict=True))
-        place = counted.flatten().cumsum(0).view_as(counted)[rows, columns] - 1  # row of `logits`
-        wrong = F.cross_entropy(logits[place], others, reduction="none")
+        own = counted.flatten().cumsum(0).view_as(counted)[rows, columns] - 1  # their rows of `logits`
+        wrong = F.cross_entropy(logits[own], others, reduction="none")
         losses[rows, columns] = shares * losses[rows, columns] + (1 - shares) * wrong
     return (losses * batch.weights).sum() / batch.weights.sum()
 

@@ -10,14 +10,14 @@ import sentencepiece
 N_PIECES = 4_000
 
 
-def train_tokenizer(texts: Iterable[str]) -> bytes:
-    """The content of `tokenizer.model`: BPE with byte pieces, no normalisation, digits apart, pieces up to 16 characters."""
+def train_tokenizer(texts: Iterable[str], n_pieces: int = N_PIECES) -> bytes:
+    """The content of `tokenizer.model`: BPE with byte pieces, no normalisation, digits apart, pieces up to 16 long."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line for text in texts for line in text.splitlines() if line),
         model_writer=model,
         model_type="bpe",
-        vocab_size=N_PIECES,
+        vocab_size=n_pieces,
         character_coverage=0.995,
         byte_fallback=True,
         normalization_rule_name="identity",

@@ -84,7 +84,8 @@ def test_the_same_prompt_again_computes_its_last_token(engine: Engine, model: Ch
     assert (counts[0], second.cached_tokens) == (1, 39)
 
 
-def test_a_shorter_and_a_branching_prompt_reuse_what_they_share(engine: Engine, model: ChatGLMModel) -> None:
+def test_a_shorter_and_a_branching_prompt_reuse_what_they_share(model: ChatGLMModel) -> None:
+    engine = Engine(model, VOCABULARY, kept_caches=8)
     ask(engine, range(40))
     for prompt, shared in (([*range(20)], 19), ([*range(25), 200, 201], 25), ([0, 99], 1), ([77], 0)):
         generation = ask(engine, prompt)
@@ -188,7 +189,7 @@ def test_keys_and_values_that_gave_no_number_are_not_kept() -> None:
         lambda: engine.score(range(40), [(1, 2)]),
         lambda: engine.beams(Request(tuple(range(40)), SamplingParams(num_beams=2))),
     ):
-        with pytest.raises(NumericsError, match="blocks|layers.1.mlp at position 0"):
+        with pytest.raises(NumericsError, match=r"layers\.1\.mlp at position 0|not when computed again"):
             call()
         assert engine.cache_bytes == 0
     handle.remove()  # no weight has changed

@@ -11,23 +11,12 @@ import torch
 from chatglm3.errors import DeviceError
 from chatglm3.model import placement
 from chatglm3.model.cache import KVCache
-from chatglm3.model.config import ModelConfig
+from chatglm3.model.config import CHATGLM3_6B, ModelConfig
 from chatglm3.model.memory import container_free, free_memory
 from chatglm3.model.placement import check_memory, choose_device, choose_dtype, place, plan, unit_bytes, weight_bytes
 from model.small import CONFIG, random_model
 
 CPU = torch.device("cpu")
-REAL = ModelConfig(
-    num_layers=28,
-    padded_vocab_size=65024,
-    hidden_size=4096,
-    ffn_hidden_size=13696,
-    kv_channels=128,
-    num_attention_heads=32,
-    seq_length=8192,
-    multi_query_group_num=2,
-    add_qkv_bias=True,
-)
 GIB = 2**30
 
 
@@ -50,19 +39,19 @@ def test_the_bytes_of_each_unit_are_those_of_its_tensors(bits: int, dtype: torch
 
 
 def test_the_real_model_has_its_published_size() -> None:
-    assert weight_bytes(REAL, torch.float16) == 2 * 6_243_584_000
-    assert weight_bytes(replace(REAL, quantization_bit=4), torch.float16) / GIB == pytest.approx(3.65, abs=0.01)
-    assert weight_bytes(replace(REAL, quantization_bit=8), torch.float16) / GIB == pytest.approx(6.31, abs=0.01)
+    assert weight_bytes(CHATGLM3_6B, torch.float16) == 2 * 6_243_584_000
+    assert weight_bytes(replace(CHATGLM3_6B, quantization_bit=4), torch.float16) / GIB == pytest.approx(3.65, abs=0.01)
+    assert weight_bytes(replace(CHATGLM3_6B, quantization_bit=8), torch.float16) / GIB == pytest.approx(6.31, abs=0.01)
 
 
 def test_one_device_takes_all_if_it_can() -> None:
-    assert set(plan(REAL, [8 * GIB, 24 * GIB, 16 * GIB], torch.float16)) == {1}
+    assert set(plan(CHATGLM3_6B, [8 * GIB, 24 * GIB, 16 * GIB], torch.float16)) == {1}
 
 
 @pytest.mark.parametrize("budgets", [[8, 8], [3, 4, 10], [10, 1, 4], [2, 2, 2, 2, 2, 2, 2]])
 def test_layers_are_spread_in_order_and_by_free_memory(budgets: list[int]) -> None:
-    sizes = unit_bytes(REAL, torch.float16)
-    placed = plan(REAL, [budget * GIB for budget in budgets], torch.float16)
+    sizes = unit_bytes(CHATGLM3_6B, torch.float16)
+    placed = plan(CHATGLM3_6B, [budget * GIB for budget in budgets], torch.float16)
     assert len(placed) == 30
     assert placed == sorted(placed)
     shares = []
@@ -74,21 +63,23 @@ def test_layers_are_spread_in_order_and_by_free_memory(budgets: list[int]) -> No
 
 
 def test_the_order_of_units_can_make_it_not_fit() -> None:
-    sizes = unit_bytes(REAL, torch.float16)
+    sizes = unit_bytes(CHATGLM3_6B, torch.float16)
     with pytest.raises(DeviceError):
-        plan(REAL, [sizes[0] - 1] * 40, torch.float16)
+        plan(CHATGLM3_6B, [sizes[0] - 1] * 40, torch.float16)
 
 
 def test_too_little_memory_names_the_numbers_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "free_memory", lambda device: int(11.2 * GIB))
     with pytest.raises(DeviceError, match=r"needs 23\.3 GiB as float32, 11\.2 GiB free on 1 device") as caught:
-        check_memory(REAL, torch.float32, [CPU])
+        check_memory(CHATGLM3_6B, torch.float32, [CPU])
     assert "\n" not in str(caught.value)
-    check_memory(REAL, torch.float32, [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda", 2)])
+    check_memory(
+        CHATGLM3_6B, torch.float32, [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda", 2)]
+    )
 
 
 def test_automatic_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def on_cpu(*, native: bool, free: int, config: ModelConfig = REAL) -> torch.dtype:
+    def on_cpu(*, native: bool, free: int, config: ModelConfig = CHATGLM3_6B) -> torch.dtype:
         monkeypatch.setattr(placement, "_cpu_has_bfloat16", lambda: native)
         monkeypatch.setattr(placement, "free_memory", lambda device: free * GIB)
         return choose_dtype(config, CPU)
@@ -98,12 +89,12 @@ def test_automatic_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert on_cpu(native=False, free=16) == torch.bfloat16
     assert on_cpu(native=True, free=64, config=CONFIG) == torch.float32
     for free in (4, 16, 64):
-        assert on_cpu(native=False, free=free, config=replace(REAL, torch_dtype="float16")) != torch.float16
+        assert on_cpu(native=False, free=free, config=replace(CHATGLM3_6B, torch_dtype="float16")) != torch.float16
     cuda, mps = torch.device("cuda"), torch.device("mps")
-    assert choose_dtype(REAL, cuda) == torch.float16
-    assert choose_dtype(replace(REAL, torch_dtype="bfloat16"), cuda) == torch.bfloat16
-    assert choose_dtype(replace(REAL, extra={"dtype": "bfloat16"}), cuda) == torch.bfloat16
-    assert choose_dtype(replace(REAL, torch_dtype="bfloat16"), mps) == torch.float16
+    assert choose_dtype(CHATGLM3_6B, cuda) == torch.float16
+    assert choose_dtype(replace(CHATGLM3_6B, torch_dtype="bfloat16"), cuda) == torch.bfloat16
+    assert choose_dtype(replace(CHATGLM3_6B, extra={"dtype": "bfloat16"}), cuda) == torch.bfloat16
+    assert choose_dtype(replace(CHATGLM3_6B, torch_dtype="bfloat16"), mps) == torch.float16
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", torch.float16, torch.float32])
@@ -137,10 +128,10 @@ def test_several_gpus_are_used_when_one_is_too_small(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(placement, "free_memory", lambda device: 8 * GIB)
-    placed = place(REAL, torch.float16, "auto")
+    placed = place(CHATGLM3_6B, torch.float16, "auto")
     assert [placed[0], placed[-1]] == [torch.device("cuda", 0), torch.device("cuda", 1)]
     with pytest.raises(DeviceError):
-        place(REAL, torch.float16, "cuda")  # one device was asked for
+        place(CHATGLM3_6B, torch.float16, "cuda")  # one device was asked for
 
 
 def test_activations_follow_the_layers_to_other_devices() -> None:

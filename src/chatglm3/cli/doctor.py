@@ -30,8 +30,9 @@ def command(*, as_json: Json = False) -> None:
 def examine() -> dict[str, Any]:
     """What `doctor --json` prints; sizes in bytes."""
     from chatglm3.cli import machine
-    from chatglm3.cli.memory import RELEASED, weights_by_form
+    from chatglm3.cli.memory import weights_by_form
     from chatglm3.cli.self_test import self_test
+    from chatglm3.model.config import CHATGLM3_6B
     from chatglm3.model.placement import choose_device, choose_dtype
 
     chosen = choose_device()
@@ -45,10 +46,10 @@ def examine() -> dict[str, Any]:
         "cpu": machine.processor(),
         "devices": devices,
         "chosen_device": chosen.type,
-        "chosen_dtype_6b": str(choose_dtype(RELEASED, chosen)).removeprefix("torch."),
+        "chosen_dtype_6b": str(choose_dtype(CHATGLM3_6B, chosen)).removeprefix("torch."),
         "kernels": "torch",
         "cache": machine.model_cache(),
-        "fits_6b": {form: {"bytes": size, "fits": size <= free} for form, size in weights_by_form(RELEASED).items()},
+        "fits_6b": {form: {"bytes": size, "fits": size <= free} for form, size in weights_by_form(CHATGLM3_6B).items()},
         "self_test": self_test(),
     }
 

@@ -9,19 +9,6 @@ import torch
 from chatglm3.model.config import ModelConfig
 from chatglm3.model.placement import weight_bytes
 
-RELEASED = ModelConfig(
-    num_layers=28,
-    padded_vocab_size=65024,
-    hidden_size=4096,
-    ffn_hidden_size=13696,
-    kv_channels=128,
-    num_attention_heads=32,
-    seq_length=8192,
-    multi_query_group_num=2,
-    add_qkv_bias=True,
-)
-"""The shape of ChatGLM3-6B."""
-
 
 def weights_by_form(config: ModelConfig) -> dict[str, int]:
     """Bytes of the weights by dtype; int8 and int4 keep embedding, norms and output layer at 16 bits.

@@ -144,3 +144,17 @@ def _refuse_other_models(data: Mapping[str, Any], source: str) -> None:
         raise CheckpointError(f"{source}: model_type is {model_type!r}, not 'chatglm'; this is not a ChatGLM3 model")
     if "position_encoding_2d" in data or "inner_hidden_size" in data:
         raise CheckpointError(f"{source}: this is the first ChatGLM-6B, whose network differs from ChatGLM3")
+
+
+CHATGLM3_6B = ModelConfig(
+    num_layers=28,
+    padded_vocab_size=65024,
+    hidden_size=4096,
+    ffn_hidden_size=13696,
+    kv_channels=128,
+    num_attention_heads=32,
+    seq_length=8192,
+    multi_query_group_num=2,
+    add_qkv_bias=True,
+)
+"""The shape of ChatGLM3-6B."""

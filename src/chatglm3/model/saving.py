@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chatglm3.errors import CheckpointError
+from chatglm3.model.config import ModelConfig
 from chatglm3.model.transformer import ChatGLMModel
 
 _INDEX = "model.safetensors.index.json"
@@ -70,8 +71,13 @@ def write_index(path: Path, shards: Mapping[str, list[str]], total_size: int) ->
     _write_json(path, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
 
 
+def write_config(path: Path, config: ModelConfig) -> None:
+    """Write a config.json."""
+    _write_json(path, config.to_dict())
+
+
 def _write(
-    directory: Path, tensors: Mapping[str, Tensor], shards: Mapping[str, list[str]], config: Mapping[str, object]
+    directory: Path, tensors: Mapping[str, Tensor], shards: Mapping[str, list[str]], config: ModelConfig
 ) -> None:
     for file, names in shards.items():
         part = {name: tensors[name].contiguous().cpu() for name in names}
@@ -80,7 +86,7 @@ def _write(
     if len(shards) > 1:
         write_index(directory / (_INDEX + _TEMPORARY), shards, sum(t.nbytes for t in tensors.values()))
         files.append(_INDEX)
-    _write_json(directory / ("config.json" + _TEMPORARY), config)
+    write_config(directory / ("config.json" + _TEMPORARY), config)
     for file in files:
         (directory / (file + _TEMPORARY)).replace(directory / file)
     _remove_old_weights(directory, files)
@@ -94,10 +100,10 @@ def _remove_old_weights(directory: Path, new: Sequence[str]) -> None:
                 file.unlink()
 
 
-def _config(model: ChatGLMModel) -> dict[str, object]:
+def _config(model: ChatGLMModel) -> ModelConfig:
     dtype = str(model.dtype).removeprefix("torch.")
     extra = {name: value for name, value in model.config.extra.items() if name != "dtype"}
-    return replace(model.config, torch_dtype=dtype, extra=extra).to_dict()
+    return replace(model.config, torch_dtype=dtype, extra=extra)
 
 
 def _write_json(path: Path, data: Mapping[str, object]) -> None:
