@@ -1,8 +1,8 @@
 """Loading a checkpoint of the real 6B width, in official shards, against reading its files once.
 
 Random weights are written shard by shard (the 28 layers need 13 GB of disk); every measurement runs in a fresh process,
-once with the files dropped from the page cache and once with them in it. Peak memory is the largest resident size of the
-whole process, and what loading added to it.
+once with the files dropped from the page cache and once with them in it. Peak memory is the largest resident size of
+the whole process, and what loading added to it.
 
     python bench/load.py                                   # 2 layers, about a minute
     python bench/load.py --layers 28 --folder /big/disk    # the real size
@@ -14,6 +14,7 @@ import os
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,8 +93,8 @@ def measure(folder: Path, dtype: str, cold: bool) -> Measured:
 
 
 def in_fresh_process(folder: Path, dtype: str, cold: bool) -> Measured:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (folder, dtype, cold))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, folder, dtype, cold).result()
 
 
 def table_of(folder: Path, layers: int, dtypes: list[str], runs: int) -> Table:

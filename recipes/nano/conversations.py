@@ -18,7 +18,8 @@ from .teacher import SoftReview
 def chat_example(tokenizer: Tokenizer, messages: Sequence[Message], certainty: Mapping[int, float]) -> Example:
     """The ids of a conversation and `</s>`.
 
-    Targets are what the assistant writes after its role id, and the id that ends its turn. `certainty` gives, for the places of judgements in `messages`, the probability that the judgement is right.
+    Targets are what the assistant writes after its role id, and the id that ends its turn. `certainty` gives, for the
+    places of judgements in `messages`, the probability that the judgement is right.
     """
     ids = chat_prompt(tokenizer, [], add_generation_prompt=False)
     weights, soft = [0.0] * len(ids), list[SoftTarget]()

@@ -32,7 +32,7 @@ from .teacher import cached_soft_labels
 from .tokenizer import train_tokenizer
 
 SEED = 3
-BASE = Stage("base", steps=1800, learning_rate=5e-3, seed=SEED)
+BASE = Stage("base", steps=1500, learning_rate=5e-3, seed=SEED)
 CHAT = Stage("chat", steps=900, learning_rate=2e-3, seed=SEED)
 
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_runner import CALL, CONTINUATION, HELLO, HELLO_ANSWER, NEXT, NEXT_ANSWER, PROMPT, TOOLS, Result
 
 from chatglm3.cli import run
 from chatglm3.messages import Message
 from chatglm3.model.checkpoint import save_model
 from chatglm3.prompt import chat_prompt, completion_prompt, message_ids
 from chatglm3.tokenizer import Tokenizer
+from cli.runner import CALL, CONTINUATION, HELLO, HELLO_ANSWER, NEXT, NEXT_ANSWER, PROMPT, TOOLS, Result
 from tiny_model import teach, tiny_config, tiny_model
 
 

@@ -17,6 +17,12 @@ from pathlib import Path
 
 ENTER, ESC_ENTER, CTRL_C, CTRL_D, UP, TAB = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A", "\t"
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[=>])")
+# Ctrl-C goes to the processes of the session that owns the terminal.
+_RUN_AS_OWNER_OF_THE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "chatglm3", *sys.argv[1:]])
+"""
 
 
 class Terminal:
@@ -29,12 +35,11 @@ class Terminal:
         environment = {**os.environ, "HOME": str(home), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
         environment.pop("XDG_STATE_HOME", None)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "chatglm3", *map(str, arguments)],
+            [sys.executable, "-c", _RUN_AS_OWNER_OF_THE_TERMINAL, *map(str, arguments)],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C is for whoever owns the terminal
             env=environment,
         )
         os.close(slave)
@@ -45,15 +50,19 @@ class Terminal:
         self._seen = ""
         os.write(self._master, keys.encode())
 
-    def wait(self, wanted: str, seconds: float = 30) -> str:
-        """Read until `wanted` is shown; returns everything shown since the last keys."""
+    def wait(self, *wanted: str, seconds: float = 30) -> None:
+        """Read until all of `wanted` is shown, one behind the other, since the last keys."""
         deadline = time.monotonic() + seconds
-        while wanted not in self._text():
+        pattern = re.compile(".*?".join(map(re.escape, wanted)), re.DOTALL)
+        while not pattern.search(self._text()):
             if not self._read(deadline):
-                raise AssertionError(f"{wanted!r} is not shown:\n{self._text()}")
-        return self._text()
+                raise AssertionError(f"{wanted} is not shown:\n{self._text()}")
 
-    def ends(self, seconds: float = 60) -> int:
+    def answer(self, wanted: str) -> None:
+        """Read until `wanted` is shown and the next line can be typed."""
+        self.wait(wanted, ">")
+
+    def ends(self, seconds: float = 30) -> int:
         """Wait until the command ends; returns its exit status."""
         while self._read(time.monotonic() + seconds):
             pass

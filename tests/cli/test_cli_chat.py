@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_runner import CALL, CONTINUATION, HELLO, HELLO_ANSWER, NEXT, PROMPT, Result, endless_chat, run_process
 
 from chatglm3.tokenizer import Tokenizer
+from cli.runner import CALL, CONTINUATION, HELLO, HELLO_ANSWER, NEXT, PROMPT, Result, endless_chat, run_process
 
 GREEDY = ("--temperature", "0")
 Cli = Callable[..., Result]

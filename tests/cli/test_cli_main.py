@@ -9,7 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from cli_runner import Result, endless_chat, run_process
 
 import chatglm3
 from chatglm3.cli import COMMANDS, options
@@ -17,6 +16,7 @@ from chatglm3.cli.text import require_utf8
 from chatglm3.engine.params import SamplingParams
 from chatglm3.errors import MessageError
 from chatglm3.tokenizer import Tokenizer
+from cli.runner import Result, endless_chat, run_process
 
 Cli = Callable[..., Result]
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_runner import CALL, HELLO, HELLO_ANSWER, NEXT, NEXT_ANSWER, TOOLS
 from rich.console import Console
 
 import chatglm3
 from chatglm3.chat import ChatGLM
 from chatglm3.cli.session import COMMANDS, Session
 from chatglm3.messages import History, Message
+from cli.runner import CALL, HELLO, HELLO_ANSWER, NEXT, NEXT_ANSWER, TOOLS
 
 
 @pytest.fixture(scope="module")

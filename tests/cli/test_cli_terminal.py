@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli_runner import HELLO, HELLO_ANSWER, NEXT, NEXT_ANSWER
 
 from chatglm3.tokenizer import Tokenizer
+from cli.runner import HELLO, HELLO_ANSWER, NEXT, NEXT_ANSWER
 
 if sys.platform == "win32":
     pytest.skip("Windows has no pseudo-terminals of this kind", allow_module_level=True)
 
-from terminal import CTRL_C, CTRL_D, ENTER, ESC_ENTER, TAB, UP, Terminal
+from cli.terminal import CTRL_C, CTRL_D, ENTER, ESC_ENTER, TAB, UP, Terminal
 
 Open = Callable[..., Terminal]
 
@@ -28,7 +28,7 @@ def open_chat(model_dir: Path, tmp_path: Path) -> Iterator[Open]:
     def call(*arguments: str | Path, home: Path = tmp_path) -> Terminal:
         terminal = Terminal(["chat", "--model", model_dir, "--temperature", "0", *arguments], home)
         opened.append(terminal)
-        terminal.wait(">")
+        terminal.answer("/help for help")
         return terminal
 
     yield call
@@ -39,17 +39,17 @@ def open_chat(model_dir: Path, tmp_path: Path) -> Iterator[Open]:
 def test_a_conversation(open_chat: Open, model_dir: Path, tmp_path: Path) -> None:
     terminal = open_chat()
     terminal.type(HELLO + ENTER)
-    terminal.wait(HELLO_ANSWER)
+    terminal.answer(HELLO_ANSWER)
     terminal.type(NEXT + ENTER)
-    terminal.wait(NEXT_ANSWER.replace("**", ""))
+    terminal.answer(NEXT_ANSWER.replace("**", ""))
     terminal.type(f"/save {tmp_path}/talk.json{ENTER}")
-    terminal.wait("4 messages saved")
+    terminal.answer("4 messages saved")
     terminal.type(f"/clear{ENTER}")
-    terminal.wait("forgotten")
+    terminal.answer("forgotten")
     terminal.type(f"/load {tmp_path}/talk.json{ENTER}")
-    terminal.wait("4 messages loaded")
+    terminal.answer("4 messages loaded")
     terminal.type(f"/retry{ENTER}")
-    terminal.wait(NEXT_ANSWER.replace("**", ""))
+    terminal.answer(NEXT_ANSWER.replace("**", ""))
     terminal.type(CTRL_D)
     assert terminal.ends() == 0
     talk = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))
@@ -59,21 +59,23 @@ def test_a_conversation(open_chat: Open, model_dir: Path, tmp_path: Path) -> Non
 def test_editing_several_lines_completion_and_earlier_lines(open_chat: Open, tmp_path: Path) -> None:
     terminal = open_chat("--max-new-tokens", "1")
     terminal.type(f"a{ESC_ENTER}b\\{ENTER}c{ENTER}")
-    terminal.wait("cut off after 1 tokens")
-    terminal.type(f"/sa{TAB} {tmp_path}/talk.json{ENTER}")
-    terminal.wait("2 messages saved")
+    terminal.answer("cut off after 1 tokens")
+    terminal.type(f"/sa{TAB}")
+    terminal.wait("ve")
+    terminal.type(f" {tmp_path}/talk.json{ENTER}")
+    terminal.answer("2 messages saved")
     assert json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))[0]["content"] == "a\nb\nc"
     terminal.type(f"half a question{CTRL_C}")
-    terminal.wait(">")
+    terminal.answer("half a question")
     terminal.type(f"/sav{ENTER}")
-    terminal.wait("unknown command /sav; did you mean /save?")
+    terminal.answer("unknown command /sav; did you mean /save?")
     terminal.type(f"/quit{ENTER}")
     assert terminal.ends() == 0
     history = tmp_path / ".local" / "state" / "chatglm3" / "history"
     assert history.stat().st_mode & 0o777 == 0o600
     again = open_chat()
     again.type(f"{UP}{UP}{ENTER}")
-    again.wait("did you mean /save?")
+    again.answer("did you mean /save?")
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_session(
@@ -83,17 +85,17 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_session(
     terminal.type(HELLO + ENTER)
     terminal.wait(HELLO_ANSWER)
     terminal.type(CTRL_C)
-    terminal.wait("stopped")
+    terminal.answer("stopped")
     terminal.type(f"/save {tmp_path}/talk.json{ENTER}")
-    terminal.wait("2 messages saved")
+    terminal.answer("2 messages saved")
     question, answer = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))
     assert question["content"] == HELLO and answer["content"].startswith(HELLO_ANSWER)
     terminal.type(f"/undo{ENTER}")
-    terminal.wait("forgotten")
+    terminal.answer("forgotten")
     terminal.type(f"/params min_new_tokens=0{ENTER}")
-    terminal.wait("min_new_tokens=0")
+    terminal.answer("min_new_tokens=0")
     terminal.type(HELLO + ENTER)
-    terminal.wait(HELLO_ANSWER)
+    terminal.answer(HELLO_ANSWER)
     terminal.type(CTRL_D)
     assert terminal.ends() == 0
 
@@ -103,7 +105,7 @@ def test_a_home_folder_that_cannot_be_written(open_chat: Open, tmp_path: Path) -
     home.write_text("")
     terminal = open_chat(home=home)
     terminal.type(HELLO + ENTER)
-    terminal.wait(HELLO_ANSWER)
+    terminal.answer(HELLO_ANSWER)
     terminal.type(CTRL_D)
     assert terminal.ends() == 0
 
