@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from chatglm3.model.transformer import ChatGLMModel
 
@@ -30,7 +30,7 @@ def export(model: ChatGLMModel, tokenizer: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in model.state_dict().items()}
     part = folder / "part"
-    save_file(weights, part, metadata={"format": "pt"})
+    part.write_bytes(save(weights, metadata={"format": "pt"}))
     part.replace(folder / "model.safetensors")
     shutil.copyfile(tokenizer, part)
     part.replace(folder / "tokenizer.model")

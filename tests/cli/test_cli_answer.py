@@ -72,6 +72,10 @@ def test_a_blank_line_in_a_code_fence_does_not_end_it() -> None:
     assert "```" not in shown and "a = 1" in shown and "b = 2" in shown and shown.endswith("完")
 
 
+def test_an_empty_answer_leaves_nothing_on_the_screen() -> None:
+    assert show("") == ""
+
+
 def test_what_would_steer_the_terminal_is_left_out() -> None:
     assert show("a\x1b]52;c;eA==\x07b\x9b2Jc") == "a]52;c;eA==b2Jc"
 

@@ -96,7 +96,7 @@ def test_info_of_a_model_on_a_hub_fetches_no_weights(model_dir: Path, tmp_path: 
         fetched = {name for method, name, _ in hub.requests if method == "GET"}
     record = json.loads(result.out)
     assert result.status == 0 and record["layers"] == 2 and not record["files"]["complete"]
-    assert fetched == {name for name in FILES if name.endswith(".json")}
+    assert "config.json" in fetched and all(name.endswith(".json") for name in fetched)
 
 
 def test_info_of_a_model_on_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:

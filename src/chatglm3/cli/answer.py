@@ -53,8 +53,13 @@ def ask(
 def describe_tool_call(call: ToolCall) -> str:
     """A tool call in one line: the name and its arguments as JSON, or what is wrong with it."""
     if call.arguments is None:
-        return f"tool call: {call.name}: {call.error}: {call.content}"
-    return f"tool call: {call.name} {json.dumps(dict(call.arguments), ensure_ascii=False)}"
+        return harmless(f"tool call: {call.name}: {call.error}: {call.content}")
+    return harmless(f"tool call: {call.name} {json.dumps(dict(call.arguments), ensure_ascii=False)}")
+
+
+def harmless(text: str) -> str:
+    """The text without the characters that would steer a terminal."""
+    return text.translate(_STEERING)
 
 
 class AnswerDisplay:
@@ -65,6 +70,7 @@ class AnswerDisplay:
         self._console = console
         self._open = ""  # the block that still grows; everything before it is printed for good
         self._refreshed = 0.0
+        self._ended = False
         self._live: Live | None = None
         if console.is_terminal and not console.is_dumb_terminal:
             self._live = Live(console=console, auto_refresh=False, get_renderable=self._growing)
@@ -75,6 +81,7 @@ class AnswerDisplay:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        self._ended = True
         if self._live is not None:
             self._live.stop()
         elif self.text and not self.text.endswith("\n"):
@@ -84,7 +91,7 @@ class AnswerDisplay:
     def write(self, text: str) -> None:
         """Show more of the answer."""
         self.text += text
-        shown = text.translate(_STEERING) if self._console.is_terminal else text
+        shown = harmless(text) if self._console.is_terminal else text
         if self._live is None:
             self._console.file.write(shown)
             self._console.file.flush()
@@ -107,7 +114,7 @@ class AnswerDisplay:
             live.refresh()
 
     def _growing(self) -> RenderableType:
-        return render_markdown(self._open)
+        return render_markdown(self._open) if self.text or self._ended else Text("…", style="dim")
 
 
 def render_markdown(text: str) -> Markdown:

@@ -13,9 +13,9 @@ from chatglm3.cli.output import print_json
 
 
 def command(*, as_json: Json = False) -> None:
-    """Look at this machine: versions, devices, caches, what fits of the 6B model, and a self-test.
+    """Show versions, devices, memory and caches, and test a model.
 
-    The exit status is 1 if the self-test fails.
+    Says also which forms of the 6B model fit into memory. The exit status is 1 if the test fails.
     """
     record = examine()
     if as_json:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 from rich.console import Console
 
 from chatglm3.chat import ChatGLM
-from chatglm3.cli.answer import AnswerDisplay, ask, describe_tool_call
+from chatglm3.cli.answer import AnswerDisplay, ask, describe_tool_call, harmless
 from chatglm3.cli.history_file import load_history, save_history
 from chatglm3.engine.params import SamplingOptions, SamplingParams
 from chatglm3.errors import ChatGLMError, MessageError
@@ -131,7 +131,7 @@ class Session:
         raise EOFError
 
     def _note(self, text: str, style: str = "dim") -> None:
-        self._console.print(text, style=style)
+        self._console.print(harmless(text), style=style)
 
 
 class _Command(NamedTuple):
@@ -153,8 +153,10 @@ COMMANDS = {
     "quit": _Command("", "leave (or Ctrl-D)", Session._quit),
 }
 _KEYS = """\
-  Enter sends; Esc Enter, or Enter after a backslash, begins a new line. Up and Down walk through earlier lines.
-  Ctrl-C stops an answer: what was shown of it stays in the conversation. It also clears the line you are typing.
+  Enter sends. Esc Enter, or Enter after a backslash, begins a new line.
+  Up and Down walk through earlier lines, Ctrl-R searches them.
+  Ctrl-C stops an answer: what was shown of it stays in the conversation.
+  While you type, Ctrl-C clears the line.
   A space in front lets a question begin with a slash."""
 
 
