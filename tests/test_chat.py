@@ -647,7 +647,7 @@ def test_the_context_is_checked_before_any_work(taught: ChatGLM) -> None:
         ):
             with pytest.raises(ContextLengthError, match=rf"\d+ tokens.*more than the context of {prompt + 10}; "):
                 call()
-        with pytest.raises(ContextLengthError, match=rf"the prompt has {prompt} tokens and max_new_tokens 11: "):
+        with pytest.raises(ContextLengthError, match=rf"the prompt has {prompt} tokens and max_new_tokens is 11, "):
             glm.chat("你好", max_new_tokens=11)
     assert counts == []
     assert glm.chat("你好", temperature=0).usage.completion_tokens == 10  # up to the end of the context

@@ -7,6 +7,7 @@ from pathlib import Path
 from chatglm3.chat import ChatGLM
 from chatglm3.model.adapters import load_adapter
 from chatglm3.model.checkpoint import load_model
+from chatglm3.model.config import ModelConfig
 from chatglm3.model.hub import resolve
 from chatglm3.model.placement import choose_dtype
 from chatglm3.model.quantize import quantize_linears
@@ -26,9 +27,12 @@ def load(
 
     `device` and `dtype` "auto" choose what this machine computes well; `quantize` 8 or 4 stores the linear layers as
     the official int8 and int4; `adapter` is a folder with a LoRA or P-Tuning v2 adapter; `max_context` bounds prompt
-    and answer in tokens. Raises DownloadError, CheckpointError, TokenizerError, AdapterError or DeviceError.
+    and answer in tokens. Raises DownloadError, CheckpointError, ContextLengthError, TokenizerError, AdapterError or
+    DeviceError.
     """
     folder = resolve(name)
+    # What the config says comes first: a folder that is no ChatGLM3 would give misleading errors, or cost a long load.
+    ModelConfig.from_pretrained(folder).context_limit(max_context)
     tokenizer = Tokenizer.from_pretrained(folder)
     # The official integers come of the half-precision weights that the files hold.
     model = load_model(folder, device=device, dtype=dtype if quantize is None else "float16")

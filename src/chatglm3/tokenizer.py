@@ -80,7 +80,13 @@ class Tokenizer:
             raise TokenizerError(f"{file} is not usable: {error}") from error
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
-        return Tokenizer, (self._pieces.serialized_model_proto(),)
+        return Tokenizer, (self.model_bytes,)
+
+    @property
+    def model_bytes(self) -> bytes:
+        """The content of the tokenizer.model."""
+        content: bytes = self._pieces.serialized_model_proto()
+        return content
 
     def token_id(self, name: str) -> int:
         """The id of a control token (or `<bos>`, `<eos>`, `<pad>`, `<unk>`) by its official name."""

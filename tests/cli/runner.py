@@ -33,7 +33,7 @@ def run_process(*arguments: str | Path, stdin: bytes = b"", **environment: str) 
         input=stdin,
         capture_output=True,
         env={**os.environ, **environment},
-        timeout=120,
+        timeout=240,
     )
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 

@@ -50,7 +50,7 @@ class Terminal:
         self._seen = ""
         os.write(self._master, keys.encode())
 
-    def wait(self, *wanted: str, seconds: float = 30) -> None:
+    def wait(self, *wanted: str, seconds: float = 120) -> None:
         """Read until all of `wanted` is shown, one behind the other, since the last keys."""
         deadline = time.monotonic() + seconds
         pattern = re.compile(".*?".join(map(re.escape, wanted)), re.DOTALL)
@@ -62,7 +62,7 @@ class Terminal:
         """Read until `wanted` is shown and the next line can be typed."""
         self.wait(wanted, ">")
 
-    def ends(self, seconds: float = 30) -> int:
+    def ends(self, seconds: float = 120) -> int:
         """Wait until the command ends; returns its exit status."""
         while self._read(time.monotonic() + seconds):
             pass

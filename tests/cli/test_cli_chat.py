@@ -96,5 +96,5 @@ def test_complete_stops_and_reports(cli: Cli) -> None:
 def test_ctrl_c_ends_with_status_130_and_no_traceback(model_dir: Path, tiny_tokenizer: Tokenizer) -> None:
     with endless_chat(model_dir, tiny_tokenizer) as process:
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=240)
     assert (process.returncode, errors) == (130, b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from cli.runner import Result, endless_chat, run_process
 
 Cli = Callable[..., Result]
 
+ASSETS = Path(chatglm3.__file__).parent / "assets"
 LIGHT = """
 import sys
 from chatglm3.cli import run
@@ -34,7 +36,7 @@ assert not heavy, heavy
 )
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str], status: int) -> None:
     script = LIGHT.format(arguments=arguments, status=status)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
 
@@ -77,6 +79,15 @@ def test_usage_errors_are_one_line_and_status_2(cli: Cli, arguments: list[str], 
     _assert_one_line(cli(*arguments), 2, words, "--help")
 
 
+@pytest.mark.skipif(not (ASSETS / "nano").is_dir(), reason="the bundled models are absent")
+def test_the_bundled_models_are_the_default(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CHATGLM3_MODEL")
+    options = ("--temperature", "0", "--max-new-tokens", "40", "--json")
+    for command, model in (("chat", "nano"), ("complete", "nano-base")):
+        record = json.loads(cli(command, "你好", *options).out)
+        assert record["model"] == model and record["text"]
+
+
 def test_unknown_model_is_one_line_and_status_1(cli: Cli) -> None:
     _assert_one_line(cli("chat", "x", "--model", "nowhere"), 1, "nowhere", "use nano")
 
@@ -98,7 +109,7 @@ def test_a_reader_that_goes_away_leaves_no_traceback(model_dir: Path, tiny_token
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=240) == 1
 
 
 def test_arguments_that_are_not_utf8_are_refused() -> None:

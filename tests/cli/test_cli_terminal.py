@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from chatglm3.cli.editor import history_path, new_editor
 from chatglm3.tokenizer import Tokenizer
 from cli.runner import HELLO, HELLO_ANSWER, NEXT, NEXT_ANSWER
 
@@ -56,7 +57,7 @@ def test_a_conversation(open_chat: Open, model_dir: Path, tmp_path: Path) -> Non
     assert [item["content"] for item in talk] == [HELLO, HELLO_ANSWER, NEXT, NEXT_ANSWER]
 
 
-def test_editing_several_lines_completion_and_earlier_lines(open_chat: Open, tmp_path: Path) -> None:
+def test_several_lines_completion_and_earlier_lines(open_chat: Open, tmp_path: Path) -> None:
     terminal = open_chat("--max-new-tokens", "1")
     terminal.type(f"a{ESC_ENTER}b\\{ENTER}c{ENTER}")
     terminal.answer("cut off after 1 tokens")
@@ -69,13 +70,17 @@ def test_editing_several_lines_completion_and_earlier_lines(open_chat: Open, tmp
     terminal.answer("half a question")
     terminal.type(f"/sav{ENTER}")
     terminal.answer("unknown command /sav; did you mean /save?")
+    terminal.type(f"{UP}{UP}{ENTER}")
+    terminal.answer("2 messages saved")
     terminal.type(f"/quit{ENTER}")
     assert terminal.ends() == 0
-    history = tmp_path / ".local" / "state" / "chatglm3" / "history"
-    assert history.stat().st_mode & 0o777 == 0o600
-    again = open_chat()
-    again.type(f"{UP}{UP}{ENTER}")
-    again.answer("did you mean /save?")
+
+
+def test_earlier_lines_are_kept_in_a_private_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    new_editor().history.store_string("一\n二")
+    assert list(new_editor().history.load_history_strings()) == ["一\n二"]
+    assert history_path().stat().st_mode & 0o777 == 0o600
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_session(

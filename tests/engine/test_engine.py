@@ -264,9 +264,9 @@ def test_the_context_is_checked_before_any_work(model: ChatGLMModel) -> None:
     too_much = Request(tuple(range(10)), SamplingParams(max_new_tokens=11))
     calls: list[tuple[Callable[[Request], Any], Request, str]] = []
     for bad, numbers in (
-        (too_long, r"30 tokens leaves no room for an answer: more than the context of 20"),
-        (full, r"20 tokens leaves no room for an answer: more than the context of 20"),
-        (too_much, r"10 tokens and max_new_tokens 11: more than the context of 20"),
+        (too_long, r"30 tokens and an answer takes at least 1, more than the context of 20"),
+        (full, r"20 tokens and an answer takes at least 1, more than the context of 20"),
+        (too_much, r"10 tokens and max_new_tokens is 11, more than the context of 20"),
     ):
         calls += [
             (lambda r: engine.generate([good, r]), bad, numbers),
@@ -287,9 +287,12 @@ def test_the_context_is_checked_before_any_work(model: ChatGLMModel) -> None:
 
 
 def test_the_context_is_never_longer_than_the_rotary_table() -> None:
-    engine = Engine(tiny_model(tiny_config(16, context=12)), 16, max_context=10**6)
-    assert engine.max_context == 12
-    assert len(answer(engine, Request((1, 2), SamplingParams()))) == 10
+    model = tiny_model(tiny_config(16, context=12))
+    assert Engine(model, 16).max_context == 12
+    for wrong in (0, -1, 13, 2.5, "8"):
+        with pytest.raises(ContextLengthError, match="from 1 to this model's 12"):
+            Engine(model, 16, max_context=wrong)  # type: ignore[arg-type]
+    assert len(answer(Engine(model, 16), Request((1, 2), SamplingParams()))) == 10
 
 
 @pytest.mark.parametrize(

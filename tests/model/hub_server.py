@@ -135,6 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in self.hub.files:
             self.send_error(404)
             return
+        self.hub.tokens.add((self.headers["Host"].partition(":")[0], self.headers.get("Authorization")))
         redirect = redirect and is_large(name)
         self.send_response(302 if redirect else 206 if "Range" in self.headers else 200)
         self.send_header("X-Repo-Commit", COMMIT)
@@ -151,7 +152,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
-        self.hub.tokens.add((self.headers["Host"].partition(":")[0], self.headers.get("Authorization")))
         self.hub.requests.append((self.command, name, self.headers.get("Range")))
         if self.command == "GET":
             self._send(name, body)

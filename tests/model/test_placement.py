@@ -48,7 +48,7 @@ def test_one_device_takes_all_if_it_can() -> None:
     assert set(plan(CHATGLM3_6B, [8 * GIB, 24 * GIB, 16 * GIB], torch.float16)) == {1}
 
 
-@pytest.mark.parametrize("budgets", [[8, 8], [3, 4, 10], [10, 1, 4], [2, 2, 2, 2, 2, 2, 2]])
+@pytest.mark.parametrize("budgets", [[8, 8], [11, 11], [3, 4, 10], [10, 1, 4], [2, 2, 2, 2, 2, 2, 2]])
 def test_layers_are_spread_in_order_and_by_free_memory(budgets: list[int]) -> None:
     sizes = unit_bytes(CHATGLM3_6B, torch.float16)
     placed = plan(CHATGLM3_6B, [budget * GIB for budget in budgets], torch.float16)
@@ -59,7 +59,7 @@ def test_layers_are_spread_in_order_and_by_free_memory(budgets: list[int]) -> No
         taken = sum(size for size, at in zip(sizes, placed, strict=True) if at == device)
         assert taken <= budget * GIB
         shares.append(taken / (budget * GIB))
-    assert max(shares) < sum(sizes) / (sum(budgets) * GIB) + 0.3  # no device full while another is nearly empty
+    assert max(shares) < sum(sizes) / (sum(budgets) * GIB) + 0.2  # no device full while another is nearly empty
 
 
 def test_the_order_of_units_can_make_it_not_fit() -> None:

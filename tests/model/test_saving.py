@@ -32,6 +32,7 @@ def test_a_full_disk_leaves_what_was_there(file: str, sharded: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot save") as caught:
         save_model(random_model().float(), sharded, max_shard_bytes=80_000)
     assert "\n" not in str(caught.value)
+    assert not list(sharded.glob("*.incomplete"))
     assert {path.name: path.read_bytes() for path in sharded.iterdir()} == before
 
 

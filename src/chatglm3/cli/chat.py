@@ -30,7 +30,7 @@ def command(
     loading: Loading,
     sampling: SamplingOptions,
 ) -> None:
-    """Chat with a model: one QUESTION, what is piped in, or a conversation at the terminal.
+    """Ask one question, or hold a conversation at the terminal.
 
     With a QUESTION, or with input from a pipe or file, the answer is written and the command ends. With both, the
     question is the input followed by a line break and QUESTION. On a terminal without a QUESTION a conversation begins;

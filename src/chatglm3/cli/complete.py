@@ -21,7 +21,10 @@ def command(
     loading: Loading,
     sampling: SamplingOptions,
 ) -> None:
-    """Continue plain text, PROMPT or what is piped in; only the new text is printed."""
+    """Continue plain text; only what is new is printed.
+
+    The text is PROMPT, or what is piped in; with both, PROMPT follows what is piped in on a new line.
+    """
     text = read_text(prompt, "prompt")
     with loading.load(model) as glm:
         completion = glm.complete(text, **sampling)

@@ -16,7 +16,7 @@ def command(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Download MODEL if it is not here yet, and print its folder.
+    """Fetch a model if it is not here yet, and print its folder.
 
     Only weights, JSON files and tokenizer.model are fetched. A download that was stopped goes on from there.
     """

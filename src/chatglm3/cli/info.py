@@ -13,7 +13,7 @@ from chatglm3.cli.output import print_json
 
 
 def command(model: ModelArgument, *, as_json: Json = False) -> None:
-    """Show what MODEL is, what it can do and how much memory it needs.
+    """Show what a model is, what it can do and how much memory it needs.
 
     Only config.json and the headers of the weights are read. Of a model on Hugging Face that is not here, only the
     JSON files are fetched.
@@ -23,7 +23,7 @@ def command(model: ModelArgument, *, as_json: Json = False) -> None:
         print_json(record)
     else:
         for name, value in _lines(record):
-            typer.echo(f"{name:<14}{value}")
+            typer.echo(f"{name:<18}{value}")
 
 
 def describe_model(name: str, folder: Path) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class AutoModel:
         torch_dtype: str | torch.dtype | None = None,
         load_in_8bit: bool = False,
         load_in_4bit: bool = False,
+        low_cpu_mem_usage: bool = True,  # noqa: ARG004 (loading always does without a second copy)
     ) -> ChatGLMForConditionalGeneration:
         """`name` as in `chatglm3.load`; `trust_remote_code` means nothing: no remote code is ever run.
 

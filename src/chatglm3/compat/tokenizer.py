@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 from chatglm3.compat.encoding import BatchEncoding, as_encoding
@@ -32,6 +33,13 @@ class ChatGLMTokenizer:
         """With `encode_special_tokens` role markers in a text become control ids: never for what a user wrote."""
         self.tokenizer = tokenizer
         self.encode_special_tokens = encode_special_tokens
+
+    def save_pretrained(self, save_directory: str | Path) -> tuple[str]:
+        """Write tokenizer.model, which is all that loading needs; returns its path."""
+        file = Path(save_directory) / "tokenizer.model"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(self.tokenizer.model_bytes)
+        return (str(file),)
 
     @property
     def vocab_size(self) -> int:

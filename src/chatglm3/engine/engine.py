@@ -40,12 +40,12 @@ class Engine:
     ) -> None:
         """`vocab_size` is the number of ids that mean something; logits beyond it are cut off.
 
-        `max_context` bounds prompt and answer together (default: the model's `seq_length`); at most `max_batch`
-        requests run at once; `kept_caches` finished ones keep their keys and values for those that begin alike.
+        `max_context` bounds prompt and answer together (default and most: the model's `seq_length`); at most
+        `max_batch` requests run at once; `kept_caches` finished ones keep their keys and values for those that begin alike.
         """
         self.model = model
         self.vocab_size = min(vocab_size, model.config.padded_vocab_size)
-        self.max_context = min(max_context or model.config.seq_length, model.config.seq_length)
+        self.max_context = model.config.context_limit(max_context)
         self._max_batch, self._prefill_chunk = max_batch, max(prefill_chunk, max_batch)
         self._store = PrefixStore(kept_caches)
         self._running: list[RunningSequence] = []
@@ -224,13 +224,14 @@ class Engine:
         prompt, wanted = len(request.prompt), request.params.max_new_tokens
         if not prompt:
             raise SamplingError("an empty prompt cannot be continued; give at least one token")
-        if prompt + (wanted or 1) > self.max_context:
-            asked = f" and max_new_tokens {wanted}" if wanted else " leaves no room for an answer"
+        room = self.max_context - prompt
+        if room < (wanted or 1):
+            asked = f"max_new_tokens is {wanted}" if wanted else "an answer takes at least 1"
             raise ContextLengthError(
-                f"the prompt has {prompt} tokens{asked}: more than the context of {self.max_context}; "
+                f"the prompt has {prompt} tokens and {asked}, more than the context of {self.max_context}; "
                 "shorten the history or ask for fewer tokens"
             )
-        return wanted or self.max_context - prompt
+        return wanted or room
 
     def _require_open(self) -> None:
         if self._closed:

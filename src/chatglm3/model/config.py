@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from chatglm3.errors import CheckpointError
+from chatglm3.errors import CheckpointError, ContextLengthError
 
 _REQUIRED = (
     "num_layers",
@@ -99,6 +99,16 @@ class ModelConfig:
         h, f = self.hidden_size, self.ffn_hidden_size
         attention = self.qkv_size * (h + self.add_qkv_bias) + h * self.num_attention_heads * self.kv_channels
         return self.num_layers * (attention + 3 * h * f + 2 * h) + 2 * self.padded_vocab_size * h + h
+
+    def context_limit(self, max_context: int | None) -> int:
+        """The longest prompt and answer together: `max_context`, at most `seq_length`; None is `seq_length`."""
+        if max_context is None:
+            return self.seq_length
+        if not isinstance(max_context, int) or not 1 <= max_context <= self.seq_length:
+            raise ContextLengthError(
+                f"max_context must be a whole number from 1 to this model's {self.seq_length}, not {max_context!r}"
+            )
+        return max_context
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
