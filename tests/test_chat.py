@@ -287,7 +287,7 @@ def test_nothing_of_a_batch_is_begun_if_one_of_it_is_wrong(glm: ChatGLM) -> None
 # Streams
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), temperature=st.sampled_from([0.7, 1.5, 3.0]), limit=st.sampled_from([1, 7, 40]))
 def test_chunks_together_are_the_text_of_the_reply(taught: ChatGLM, seed: int, temperature: float, limit: int) -> None:
     options: dict[str, Any] = {"seed": seed, "temperature": temperature, "top_p": 1.0, "top_k": 0}
@@ -302,9 +302,9 @@ def test_chunks_together_are_the_text_of_the_reply(taught: ChatGLM, seed: int, t
 def test_hot_answers_are_of_every_kind(taught: ChatGLM) -> None:
     """What the tests with random seeds rely on."""
     options: dict[str, Any] = {"temperature": 1.5, "top_p": 1.0, "top_k": 0, "max_new_tokens": 40}
-    answers = [list(taught.stream_chat("你好", seed=seed, **options)) for seed in range(40)]
-    assert len({text_of(chunks) for chunks in answers}) > 30
-    assert sum(len(chunks) > 5 for chunks in answers) > 10
+    answers = [list(taught.stream_chat("你好", seed=seed, **options)) for seed in range(25)]
+    assert len({text_of(chunks) for chunks in answers}) > 15
+    assert sum(len(chunks) > 5 for chunks in answers) > 5
     assert {last_reply(chunks).finish_reason for chunks in answers} >= {"stop", "length"}
     assert any("\ufffd" in text_of(chunks) for chunks in answers)
     assert any(len(last_reply(chunks).messages) > 1 for chunks in answers)
@@ -385,7 +385,7 @@ def test_a_stream_that_cannot_begin_says_so_at_the_call(glm: ChatGLM) -> None:
 
 def substrings(text: str) -> Iterator[str]:
     for start in range(len(text)):
-        for end in range(start + 1, min(start + 6, len(text)) + 1):
+        for end in range(start + 1, min(start + 4, len(text)) + 1):
             yield text[start:end]
 
 
@@ -459,7 +459,7 @@ def test_a_stop_string_in_an_answer_without_a_header(tiny_tokenizer: Tokenizer) 
     assert reply.messages == (Message("assistant", "你好，很"),)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), start=st.integers(0, 30), size=st.integers(1, 4))
 def test_any_answer_can_be_stopped_anywhere(taught: ChatGLM, seed: int, start: int, size: int) -> None:
     options: dict[str, Any] = {"seed": seed, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 30}
@@ -497,7 +497,7 @@ def test_a_list_of_completions(glm: ChatGLM) -> None:
     assert glm.complete([]) == []
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), prompt=st.sampled_from(["", "你好", "a\n"]), limit=st.sampled_from([1, 2, 30]))
 def test_a_completion_is_the_decoded_rest(taught: ChatGLM, seed: int, prompt: str, limit: int) -> None:
     t = taught.tokenizer
@@ -656,7 +656,7 @@ def test_the_context_is_checked_before_any_work(taught: ChatGLM) -> None:
 def test_a_damaged_network_is_named(tiny_tokenizer: Tokenizer) -> None:
     glm = new_glm(tiny_tokenizer)
     with torch.no_grad():
-        glm.model.blocks[1].mlp.dense_4h_to_h.weight.fill_(float("nan"))
+        glm.model.get_parameter("transformer.encoder.layers.1.mlp.dense_4h_to_h.weight").fill_(float("nan"))
     for call in (
         lambda: glm.chat("你好"),
         lambda: list(glm.stream_chat("你好")),

@@ -46,7 +46,7 @@ def network(tokenizer: Tokenizer) -> ModelConfig:
         kv_channels=32,
         num_attention_heads=8,
         multi_query_group_num=2,
-        seq_length=2048,
+        seq_length=4096,
         add_qkv_bias=True,
     )
 

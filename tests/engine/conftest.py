@@ -17,7 +17,7 @@ def model() -> ChatGLMModel:
     """`VOCABULARY` ids with a meaning and eight without, whose logits are eight times as wide."""
     model = tiny_model(tiny_config(VOCABULARY + 8))
     with torch.no_grad():
-        model.transformer.output_layer.weight[VOCABULARY:] *= 8
+        model.get_parameter("transformer.output_layer.weight")[VOCABULARY:] *= 8
     return model
 
 

@@ -35,7 +35,7 @@ def answers(stops: frozenset[int]) -> Iterator[tuple[int, ...]]:
 
 def logprob(model: ChatGLMModel, ids: tuple[int, ...]) -> float:
     table = model(torch.tensor([[*PROMPT, *ids]])).logits[0, len(PROMPT) - 1 :, :VOCABULARY].log_softmax(-1)
-    return sum(table[i, token].item() for i, token in enumerate(ids))
+    return float(sum(table[i, token].item() for i, token in enumerate(ids)))
 
 
 @pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.5, -1.0])

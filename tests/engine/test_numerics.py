@@ -99,7 +99,7 @@ def test_very_large_scores_are_numbers(fresh: ChatGLMModel) -> None:
     """Their sum is infinite; they are not."""
     expected = greedy(fresh, PROMPT, 8, 60)
     with torch.no_grad():
-        fresh.transformer.output_layer.weight.mul_(1e37)
+        fresh.get_parameter("transformer.output_layer.weight").mul_(1e37)
     logits = fresh(torch.tensor([PROMPT])).logits[0, -1, :60]
     assert torch.isfinite(logits).all()
     assert not torch.isfinite(logits.abs().sum())
@@ -143,7 +143,7 @@ def test_what_cannot_be_found_again_is_said(fresh: ChatGLMModel) -> None:
 def test_float16_that_overflows_is_told_what_to_try() -> None:
     model = tiny_model(tiny_config(64))
     with torch.no_grad():
-        model.blocks[1].mlp.dense_4h_to_h.weight.mul_(3e4)
+        model.get_parameter(f"{LAYERS}.1.mlp.dense_4h_to_h.weight").mul_(3e4)
     assert Engine(model, 60).generate([Request(PROMPT, GREEDY)])  # fine in float32
     with pytest.raises(NumericsError, match=r"layers\.1.* at position \d; .*float16 too narrow"):
         Engine(model.half(), 60).generate([Request(PROMPT, GREEDY)])

@@ -153,7 +153,7 @@ def test_new_weights_do_not_meet_old_keys_and_values() -> None:
     engine = Engine(model, VOCABULARY)
     before = ask(engine, range(40))
     with torch.no_grad():
-        model.blocks[0].self_attention.query_key_value.bias.add_(0.5)
+        model.get_parameter("transformer.encoder.layers.0.self_attention.query_key_value.bias").add_(0.5)
     after = ask(engine, range(40))
     assert after.cached_tokens == 0
     assert list(after.token_ids) == greedy(model, range(40), 8, VOCABULARY)

@@ -198,11 +198,9 @@ def test_drawing_does_not_move_the_global_generator(engine: Engine) -> None:
 def test_ids_without_a_meaning_are_never_produced(engine: Engine, model: ChatGLMModel) -> None:
     logits = model(torch.tensor([PROMPT])).logits[0, -1]
     assert logits.argmax() >= engine.vocab_size  # they would win
-    for options in ({"temperature": 0}, {"temperature": 3.0, "top_k": 0, "top_p": 1.0}, {"num_beams": 3}):
-        requests = [
-            Request((i, 40), SamplingParams(max_new_tokens=24, seed=i, **options))  # type: ignore[arg-type]
-            for i in range(12)
-        ]
+    kinds: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 3.0, "top_k": 0, "top_p": 1.0}, {"num_beams": 3}]
+    for options in kinds:
+        requests = [Request((i, 40), SamplingParams(max_new_tokens=24, seed=i, **options)) for i in range(12)]
         produced = [i for g in engine.generate(requests) for i in g.token_ids]
         assert max(produced) < engine.vocab_size
 
@@ -226,7 +224,8 @@ def test_min_new_tokens_holds_the_stop_ids_back(engine: Engine) -> None:
 
 
 def expected_logprobs(model: ChatGLMModel, ids: list[int], vocabulary: int) -> Tensor:
-    return model(torch.tensor([ids])).logits[0, :, :vocabulary].log_softmax(-1)
+    logits: Tensor = model(torch.tensor([ids])).logits
+    return logits[0, :, :vocabulary].log_softmax(-1)
 
 
 def test_logprobs_are_the_networks_whatever_the_filters(engine: Engine, model: ChatGLMModel) -> None:
@@ -274,7 +273,7 @@ def test_penalties_change_the_answer_as_their_formulas_say(engine: Engine, model
         best = max(range(len(logits)), key=logits.__getitem__)
         ids.append(best)
         said[best] += 1
-    penalties = {
+    penalties: dict[str, Any] = {
         "repetition_penalty": repetition,
         "presence_penalty": presence,
         "frequency_penalty": frequency,
