@@ -41,7 +41,7 @@ class Engine:
         """`vocab_size` is the number of ids that mean something; logits beyond it are cut off.
 
         `max_context` bounds prompt and answer together (default and most: the model's `seq_length`); at most
-        `max_batch` requests run at once; `kept_caches` finished ones keep their keys and values for those that begin alike.
+        `max_batch` requests run at once; `kept_caches` finished ones keep what they computed for those that begin alike.
         """
         self.model = model
         self.vocab_size = min(vocab_size, model.config.padded_vocab_size)
