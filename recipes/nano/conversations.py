@@ -54,12 +54,12 @@ def some_reviews(corpus: Corpus, rng: Random) -> list[SoftReview]:
 def chat(tokenizer: Tokenizer, corpus: Corpus, letters: str, rng: Random) -> Example:
     """One conversation at random: mostly judgements, some small talk, some tool calls, some of both."""
     kind = rng.random()
-    if kind < 0.12:
+    if kind < 0.18:
         return chat_example(tokenizer, small_talk.conversation(rng, letters), {})
-    if kind < 0.22:
+    if kind < 0.33:
         return chat_example(tokenizer, tool_calls.conversation(rng, letters), {})
     messages, certainty = judging.conversation(rng, some_reviews(corpus, rng))
-    if kind < 0.28 and messages[0].role == "user":
+    if kind < 0.39 and messages[0].role == "user":
         before = small_talk.any_turn(rng)
         messages = [*before, *messages]
         certainty = {place + len(before): value for place, value in certainty.items()}

@@ -50,9 +50,19 @@ def memory(rng: Random, letters: str) -> list[Message]:
     return [*told, *between, *asked]
 
 
+def echo(rng: Random, letters: str) -> list[Message]:
+    """The user asks for some words to be repeated: the plainest lesson in copying."""
+    x = "".join(rng.choice(letters) for _ in range(rng.randint(2, 9)))
+    return turn(rng.choice(PHRASES["repeat"]).format(x=x), x)
+
+
 def conversation(rng: Random, letters: str) -> list[Message]:
     """One conversation of a few turns, with or without a general system prompt."""
     messages = [Message("system", rng.choice(PHRASES["systems"]))] if rng.random() < 0.3 else []
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
-        messages += memory(rng, letters) if rng.random() < 0.4 else any_turn(rng)
+        kind = rng.random()
+        if kind < 0.2:
+            messages += echo(rng, letters)
+        else:
+            messages += memory(rng, letters) if kind < 0.6 else any_turn(rng)
     return messages

@@ -30,7 +30,7 @@ def tools(rng: Random) -> object:
 
 def some_city(rng: Random, letters: str) -> str:
     """A city's name, or letters drawn at random, so that the model learns to copy names it has never seen."""
-    if rng.random() < 0.5:
+    if rng.random() < 0.35:
         return str(rng.choice(PHRASES["cities"]))
     return "".join(rng.choice(letters) for _ in range(rng.choice((2, 2, 2, 3, 4))))
 
@@ -84,7 +84,7 @@ def conversation(rng: Random, letters: str) -> list[Message]:
     else:
         messages.append(Message("user", rng.choice(PHRASES["ask"]).format(city=city)))
     messages += lookup(rng, city)
-    while rng.random() < 0.3 and len(messages) < 12:
+    while rng.random() < 0.6 and len(messages) < 14:
         city = some_city(rng, letters)
         messages += [Message("user", rng.choice(PHRASES["ask_again"]).format(city=city)), *lookup(rng, city)]
     return messages

@@ -33,7 +33,7 @@ from .tokenizer import train_tokenizer
 
 SEED = 3
 BASE = Stage("base", steps=1500, learning_rate=5e-3, seed=SEED)
-CHAT = Stage("chat", steps=900, learning_rate=2e-3, seed=SEED)
+CHAT = Stage("chat", steps=2000, learning_rate=2e-3, seed=SEED)
 
 
 def network(tokenizer: Tokenizer) -> ModelConfig:

@@ -41,17 +41,25 @@ class Engine:
         """`vocab_size` is the number of ids that mean something; logits beyond it are cut off.
 
         `max_context` bounds prompt and answer together (default and most: the model's `seq_length`); at most
-        `max_batch` requests run at once; `kept_caches` finished ones keep what they computed for those that begin alike.
+        `max_batch` requests run at once; `kept_caches` finished ones keep what they computed, for requests that
+        begin alike.
         """
-        self.model = model
+        self._model: ChatGLMModel | None = model
         self.vocab_size = min(vocab_size, model.config.padded_vocab_size)
         self.max_context = model.config.context_limit(max_context)
         self._max_batch, self._prefill_chunk = max_batch, max(prefill_chunk, max_batch)
         self._store = PrefixStore(kept_caches)
         self._running: list[RunningSequence] = []
         self._lock = threading.RLock()
-        self._closed = False
         self._devices = [block.device for block in model.blocks]
+
+    @property
+    def model(self) -> ChatGLMModel:
+        """The network; `ChatGLMError` once it is closed."""
+        model = self._model
+        if model is None:
+            raise ChatGLMError("this model is closed; load it again")
+        return model
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Run every request to its end; results in the order given. All prompts are checked before any work."""
@@ -128,7 +136,6 @@ class Engine:
 
             def next_logits(rows: Sequence[Sequence[int]], parents: Tensor) -> Tensor:
                 with self._lock:
-                    self._require_open()
                     cache.reorder(parents)
                     tokens = torch.tensor([[row[-1]] for row in rows], device=self.model.device)
                     hidden = self.model.hidden(tokens, torch.full_like(tokens, cache.tokens), [(cache, 1)])
@@ -164,7 +171,6 @@ class Engine:
     def step(self, sequences: Sequence[RunningSequence]) -> None:
         """Run the network once on what is pending, at most `prefill_chunk` tokens, and choose tokens."""
         with self._lock, torch.inference_mode():
-            self._require_open()
             parts, ready, budget = [], [], self._prefill_chunk
             for sequence in sorted(sequences, key=lambda s: s.remaining > 1):
                 tokens = sequence.pending(budget)
@@ -207,9 +213,7 @@ class Engine:
         with self._lock:
             self._store.clear()
             self._running.clear()
-            if not self._closed:
-                del self.model
-            self._closed = True
+            self._model = None
 
     @property
     def cache_bytes(self) -> int:
@@ -218,7 +222,6 @@ class Engine:
 
     def _room(self, request: Request) -> int:
         """How many tokens may be generated; `ContextLengthError` if the request does not fit."""
-        self._require_open()
         require_known(request.prompt, self.model.config.padded_vocab_size)
         require_known(request.params.banned, self.vocab_size)
         prompt, wanted = len(request.prompt), request.params.max_new_tokens
@@ -233,10 +236,6 @@ class Engine:
             )
         return wanted or room
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise ChatGLMError("this model is closed; load it again")
-
     def _prefill_shared(self, prompts: Sequence[Sequence[int]]) -> None:
         """Compute what all prompts begin with, once, so that each of them finds it in the store."""
         if len(prompts) < 2:
@@ -250,7 +249,6 @@ class Engine:
         """Bring the whole prompt into the cache; returns the logits [1, vocabulary] behind its last token."""
         while True:
             with self._lock, torch.inference_mode():
-                self._require_open()
                 hidden = self._forward([(sequence.cache, sequence.pending(self._prefill_chunk))])
                 if not sequence.remaining:
                     return self._next_logits(hidden[-1:], [sequence])
