@@ -249,7 +249,7 @@ IDS = torch.tensor([[5, 6, 7]])
             SamplingError,
             "max_length must be a whole number, not '8192'",
         ),
-        (lambda m, t: m.chat(t, "x", max_new_tokens=9999), ContextLengthError, "max_new_tokens 9999"),
+        (lambda m, t: m.chat(t, "x", max_new_tokens=9999), ContextLengthError, "max_new_tokens is 9999"),
         (lambda m, t: m.chat(t.tokenizer, "x"), TypeError, "tokenizer must be one of chatglm3.compat.AutoTokenizer"),
         (lambda m, t: m.stream_chat(t, "x", past_key_values=()), TypeError, "past_key_values must be what stream_chat"),
         (lambda m, t: m.generate(IDS[0]), SamplingError, r"input_ids must be rows of ids \[b, n\], not \[3\]"),
