@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from hypothesis import settings
 
 from chatglm3.tokenizer import Tokenizer
 from golden import GOLDEN
+
+# The networks here are tiny, and threads that wait for each other are what slows such tests on a busy machine.
+# Set before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=80, database=None)
 settings.load_profile("repeatable")
