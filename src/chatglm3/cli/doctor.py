@@ -64,7 +64,7 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("chatglm3", f"{record['chatglm3']}, Python {record['python']}, {record['platform']}"),
         ("packages", ", ".join(packages)),
         ("cpu", f"{cpu['name']}: {cpu['cores']} cores, {cpu['threads']} threads; {_vector_units(cpu)}"),
-        *((d["device"], f"{d['name']}: {format_bytes(d['free_bytes'])} free") for d in record["devices"]),
+        *(("device", f"{d['name']}: {format_bytes(d['free_bytes'])} free") for d in record["devices"]),
         ("6B model", f"on {record['chosen_device']} as {record['chosen_dtype_6b']}, kernels: {record['kernels']}"),
         *((f"  {form}", _fit(fit)) for form, fit in record["fits_6b"].items()),
         ("cache", f"{cache['folder']}: {format_bytes(cache['free_bytes'])} free on its disk"),
