@@ -177,6 +177,8 @@ def test_a_model_with_an_adapter_is_not_saved_as_if_it_had_none(tmp_path: Path) 
         (lambda tensors: tensors.update({"base_model.model.lm_head.weight": torch.ones(2)}), "lm_head"),
         (lambda tensors: tensors.update({A.replace("layers.0", "layers.7"): torch.ones(2, 32)}), "layers.7"),
         (lambda tensors: tensors.clear(), "no LoRA tensors"),
+        (lambda t: t.update({A: torch.tensor(1.0)}), "which no adapter has"),
+        (lambda t: t.update({A: torch.empty(0, 32)}), "which no adapter has"),
     ],
 )
 def test_lora_tensors_that_do_not_fit_are_named(change: Any, said: str, tmp_path: Path) -> None:

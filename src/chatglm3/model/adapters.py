@@ -123,6 +123,9 @@ def _read_file(file: Path) -> dict[str, Tensor]:
         headers = list_file(file)
     except CheckpointError as error:
         raise AdapterError(str(error)) from None
+    empty = [name for name, info in headers.items() if not info.shape or 0 in info.shape]
+    if empty:
+        raise AdapterError(f"{file}: {empty[0]} has the shape {list(headers[empty[0]].shape)}, which no adapter has")
     return {name: torch.cat([part.clone() for _, part in read_rows(name, info)]) for name, info in headers.items()}
 
 
