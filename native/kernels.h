@@ -1,0 +1,74 @@
+// The kernels of one instruction set, behind one table. docs/kernels.md describes the layout of quantised weights.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace chatglm3 {
+
+constexpr size_t kTile = 16;        // rows of a weight that are stored together
+constexpr size_t kBlock = 32;       // inputs that are stored together; a group is one or more blocks
+constexpr size_t kChunk = 64;       // bytes: four inputs of sixteen rows (eight at 4 bits)
+constexpr size_t kMostVectors = 8;  // activation vectors that one call of a product takes
+
+struct GroupedWeight {  // [tiles * 16, groups * group_size], scale of (row, group) = row_scale * scales
+  const uint8_t* codes;
+  const int8_t* scales;
+  const float* row_scale;
+  size_t groups, group_size;
+  int bits;
+
+  size_t tile_bytes() const { return groups * group_size * kTile * bits / 8; }
+};
+
+struct Activations {  // int8, one scale a group
+  const int8_t* codes;     // [vectors, groups * group_size]
+  const float* scales;     // [vectors, groups]
+  const int32_t* offsets;  // [vectors, groups]: minus the zero point of the weight's codes times the sum of these
+};
+
+struct Output {  // float [vectors, stride]; the bias may be null
+  float* values;
+  size_t stride, features;
+  const float* bias;
+};
+
+enum class Half { kFloat16, kBFloat16 };
+
+struct HalfWeight {  // [rows, inputs], row by row
+  const uint16_t* values;
+  size_t inputs;
+  Half type;
+};
+
+struct Kernels {
+  const char* name;
+  // How many vectors `grouped` takes at once without running out of registers.
+  size_t vectors;
+  // One vector of `inputs` floats to codes, scales and offsets for weights of `bits`; what lies beyond the inputs is 0.
+  void (*quantize)(const float* x, size_t inputs, size_t groups, size_t group_size, int bits, int8_t* codes,
+                   float* scales, int32_t* offsets);
+  // Sixteen outputs, those of tile `tile`, for the `count` vectors from `first` on.
+  void (*grouped)(const GroupedWeight& w, size_t tile, const Activations& x, size_t first, size_t count,
+                  const Output& out);
+  // out[v, r] += x[v, begin:end] . w[r, begin:end] for `count` vectors (at most 4) and rows [row, row_end).
+  void (*half)(const HalfWeight& w, size_t row, size_t row_end, size_t begin, size_t end, const float* x, size_t count,
+               const Output& out);
+};
+
+extern const Kernels kPortable;
+#if defined(__x86_64__)
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#endif
+
+// The tables that this CPU can run, the fastest first; ends with a null pointer.
+const Kernels* const* supported_kernels();
+
+// The products on a table, over all vectors, with threads.
+void grouped_linear(const Kernels& kernels, unsigned threads, const GroupedWeight& w, const float* x, size_t vectors,
+                    size_t inputs, const Output& out);
+void half_linear(const Kernels& kernels, unsigned threads, const HalfWeight& w, const float* x, size_t vectors,
+                 const Output& out);
+
+}  // namespace chatglm3

@@ -1,0 +1,120 @@
+"""The native kernels: whether they were built, which of them run on this CPU, and the calls.
+
+The extension is built by `pip install`; a package installed with CHATGLM3_PURE=1 has none and works on torch alone.
+Without an order the fastest that the CPU has is taken; the environment variable CHATGLM3_KERNELS names another one.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from chatglm3.errors import DeviceError
+from chatglm3.kernels.layout import GroupedWeight
+
+_EXTENSION = "chatglm3.kernels._native"
+_VARIABLE = "CHATGLM3_KERNELS"
+TORCH = "torch"
+
+
+def built() -> bool:
+    """Whether the package was installed with its native kernels."""
+    return find_spec(_EXTENSION) is not None
+
+
+def supported() -> list[str]:
+    """What can run here, the fastest first: "avx512", "avx2", "portable" and always "torch"."""
+    return [*import_module(_EXTENSION).supported(), TORCH] if built() else [TORCH]
+
+
+def isa() -> str:
+    """What runs: one of `supported`. Raises `DeviceError` if CHATGLM3_KERNELS names something else."""
+    wanted, found = os.environ.get(_VARIABLE, ""), supported()
+    if wanted and wanted not in found:
+        missing = "" if built() else "; the native kernels are not built: install a C++ compiler and the package again"
+        raise DeviceError(f"{_VARIABLE}={wanted} cannot run here; this machine runs {', '.join(found)}{missing}")
+    return wanted or found[0]
+
+
+@cache
+def _extension() -> Any:
+    """The extension module, set to `isa`; None if torch does the work."""
+    name = isa()
+    if name == TORCH:
+        return None
+    module = import_module(_EXTENSION)
+    module.choose(name)
+    return module
+
+
+def reset() -> None:
+    """Look at CHATGLM3_KERNELS again."""
+    _extension.cache_clear()
+
+
+def runs_on(*tensors: Tensor | None) -> bool:
+    """Whether the native kernels take these tensors: on the CPU, and no gradient is asked for."""
+    if _extension() is None:
+        return False
+    given = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.device.type != "cpu" for tensor in given):
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
+
+
+def grouped_linear(x: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Tensor:
+    """`x` [..., in] times a packed weight: [..., out] in the dtype of `x`; activations are quantised to int8 by group."""
+    rows, bias, out = _operands(x, bias, weight.out_features)
+    codes, scales, row_scale = weight.codes, weight.scales, weight.row_scale
+    _check_contiguous(codes, scales, row_scale)
+    _extension().grouped_linear(
+        rows.data_ptr(),
+        rows.shape[0],
+        weight.in_features,
+        codes.data_ptr(),
+        scales.data_ptr(),
+        row_scale.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        codes.shape[1],
+        weight.group_size,
+        weight.bits,
+        weight.out_features,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def half_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x` [..., in] times a float16 or bfloat16 `weight` [out, in]: [..., out] in the dtype of `x`, summed in float32."""
+    rows, bias, out = _operands(x, bias, weight.shape[0])
+    _check_contiguous(weight)
+    _extension().half_linear(
+        rows.data_ptr(),
+        rows.shape[0],
+        weight.shape[1],
+        weight.data_ptr(),
+        weight.dtype == torch.bfloat16,
+        0 if bias is None else bias.data_ptr(),
+        weight.shape[0],
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def _operands(x: Tensor, bias: Tensor | None, out_features: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Activations [n, in] and bias as float32, and room for the result [n, out]."""
+    rows = x.reshape(-1, x.shape[-1]).float().contiguous()
+    return rows, None if bias is None else bias.float(), torch.empty(rows.shape[0], out_features)
+
+
+def _check_contiguous(*tensors: Tensor) -> None:
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        raise ValueError("a weight must be contiguous for the native kernels")

@@ -1,0 +1,35 @@
+"""Matrix products of the linear layers: native where the kernels run, torch otherwise."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from chatglm3.kernels import native
+from chatglm3.kernels.layout import GroupedWeight, dequantize
+
+_HALF = (torch.float16, torch.bfloat16)
+_FEW = 16
+"""Vectors up to which a product is bound by reading the weight, where matrix instructions do not help."""
+
+
+def grouped_linear(x: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Tensor:
+    """`x` [..., in] times a weight quantised in groups, plus `bias` [out]: [..., out] in the dtype of `x`."""
+    if native.runs_on(x, weight.codes, bias):
+        return native.grouped_linear(x, weight, bias)
+    return F.linear(x, dequantize(weight, x.dtype), bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x` [..., in] times `weight` [out, in], plus `bias` [out]: [..., out], all in one dtype."""
+    if weight.dtype in _HALF and x.dtype == weight.dtype and native.runs_on(x, weight, bias):
+        many = x.numel() > _FEW * x.shape[-1]
+        if not (many and weight.dtype == torch.bfloat16 and _multiplies_bfloat16()):
+            return native.half_linear(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether torch has instructions for bfloat16 products, which are faster than float32 ones for many vectors."""
+    return native.isa() == "avx512" and torch.cpu._is_avx512_bf16_supported()
