@@ -15,7 +15,7 @@ struct Avx2 {
   };
   static constexpr size_t kVectors = 4;
   using Wide = __m256;
-  static constexpr size_t kLanes = 8, kHalfRows = 3;
+  static constexpr size_t kLanes = 8, kDenseRows = 3;
 
   static Int set(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
   static Float set(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
@@ -37,6 +37,8 @@ struct Avx2 {
   }
 
   static Wide zero_wide() { return _mm256_setzero_ps(); }
+  static Wide set_wide(float value) { return _mm256_set1_ps(value); }
+  static void store_wide(float* to, const Wide& a) { _mm256_storeu_ps(to, a); }
   static Wide load_wide(const float* from) { return _mm256_loadu_ps(from); }
   static Wide add(Wide a, Wide b) { return _mm256_add_ps(a, b); }
   static Wide fma(Wide a, Wide b, Wide c) { return _mm256_fmadd_ps(a, b, c); }
@@ -45,15 +47,15 @@ struct Avx2 {
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
   }
-  template <Half kType>
+  template <Type kType>
   static Wide load_half(const uint16_t* from) {
     const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-    if (kType == Half::kFloat16) return _mm256_cvtph_ps(halves);
+    if (kType == Type::kFloat16) return _mm256_cvtph_ps(halves);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
   }
-  template <Half kType>
+  template <Type kType>
   static float to_float(uint16_t half) {
-    if (kType == Half::kFloat16) return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+    if (kType == Type::kFloat16) return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(half << 16)));
   }
 

@@ -11,7 +11,7 @@ struct Avx512 {
   using Float = __m512;
   static constexpr size_t kVectors = 8;
   using Wide = __m512;
-  static constexpr size_t kLanes = 16, kHalfRows = 6;
+  static constexpr size_t kLanes = 16, kDenseRows = 6;
 
   static Int set(int32_t value) { return _mm512_set1_epi32(value); }
   static Float set(float value) { return _mm512_set1_ps(value); }
@@ -28,17 +28,19 @@ struct Avx512 {
   static void store(float* to, Float a) { _mm512_storeu_ps(to, a); }
 
   static Wide zero_wide() { return _mm512_setzero_ps(); }
+  static Wide set_wide(float value) { return _mm512_set1_ps(value); }
+  static void store_wide(float* to, const Wide& a) { _mm512_storeu_ps(to, a); }
   static Wide load_wide(const float* from) { return _mm512_loadu_ps(from); }
   static float reduce(Wide a) { return _mm512_reduce_add_ps(a); }
-  template <Half kType>
+  template <Type kType>
   static Wide load_half(const uint16_t* from) {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    if (kType == Half::kFloat16) return _mm512_cvtph_ps(halves);
+    if (kType == Type::kFloat16) return _mm512_cvtph_ps(halves);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
   }
-  template <Half kType>
+  template <Type kType>
   static float to_float(uint16_t half) {
-    if (kType == Half::kFloat16) return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+    if (kType == Type::kFloat16) return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
     return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(half << 16)));
   }
 

@@ -33,12 +33,19 @@ struct Output {  // float [vectors, stride]; the bias may be null
   const float* bias;
 };
 
-enum class Half { kFloat16, kBFloat16 };
+enum class Type { kFloat32, kFloat16, kBFloat16 };
 
-struct HalfWeight {  // [rows, inputs], row by row
-  const uint16_t* values;
+struct DenseWeight {  // [rows, inputs], row by row
+  const void* values;
   size_t inputs;
-  Half type;
+  Type type;
+};
+
+struct Attention {  // one token's queries over `keys` tokens; rows of keys and values follow each other
+  const float* keys;
+  const float* values;
+  size_t count, width;
+  float scale;  // on the products of queries and keys
 };
 
 struct Kernels {
@@ -52,8 +59,13 @@ struct Kernels {
   void (*grouped)(const GroupedWeight& w, size_t tile, const Activations& x, size_t first, size_t count,
                   const Output& out);
   // out[v, r] += x[v, begin:end] . w[r, begin:end] for `count` vectors (at most 4) and rows [row, row_end).
-  void (*half)(const HalfWeight& w, size_t row, size_t row_end, size_t begin, size_t end, const float* x, size_t count,
-               const Output& out);
+  void (*dense)(const DenseWeight& w, size_t row, size_t row_end, size_t begin, size_t end, const float* x,
+                size_t count, const Output& out);
+  // The root-mean-square norm of one vector, and SiLU(x[:width]) * x[width:].
+  void (*rms_norm)(const float* x, const float* weight, float eps, size_t width, float* out);
+  void (*swiglu)(const float* x, size_t width, size_t begin, size_t end, float* out);
+  // `heads` queries (at most 4) [heads, width] to outputs of that shape; `scores` has room for [heads, count].
+  void (*attend)(const Attention& attention, const float* queries, size_t heads, float* scores, float* out);
 };
 
 extern const Kernels kPortable;
@@ -68,7 +80,17 @@ const Kernels* const* supported_kernels();
 // The products on a table, over all vectors, with threads.
 void grouped_linear(const Kernels& kernels, unsigned threads, const GroupedWeight& w, const float* x, size_t vectors,
                     size_t inputs, const Output& out);
-void half_linear(const Kernels& kernels, unsigned threads, const HalfWeight& w, const float* x, size_t vectors,
-                 const Output& out);
+void dense_linear(const Kernels& kernels, unsigned threads, const DenseWeight& w, const float* x, size_t vectors,
+                  const Output& out);
+// Rows [rows, width] normalised; rows [rows, 2 * width] through SwiGLU; one token's heads over a cache whose key/value
+// heads are `stride` floats apart.
+void rms_norm(const Kernels& kernels, unsigned threads, const float* x, const float* weight, float eps, size_t rows,
+              size_t width, float* out);
+void swiglu(const Kernels& kernels, unsigned threads, const float* x, size_t rows, size_t width, float* out);
+void attend(const Kernels& kernels, unsigned threads, const Attention& first, size_t stride, const float* queries,
+            size_t heads, size_t groups, float* out);
+// Adjacent pairs of the first 2 * pairs numbers of each head turned by a row [pairs, 2] of cosines and sines.
+void rope(const float* x, size_t tokens, size_t token_stride, size_t heads, size_t width, const float* table,
+          size_t pairs, float* out);
 
 }  // namespace chatglm3

@@ -42,11 +42,30 @@ void grouped(uintptr_t x, size_t vectors, size_t inputs, uintptr_t codes, uintpt
   grouped_linear(*chosen.load(), threads, weight, at<float>(x), vectors, inputs, output);
 }
 
-void half(uintptr_t x, size_t vectors, size_t inputs, uintptr_t weight, bool bfloat16, uintptr_t bias, size_t features,
-          uintptr_t out, unsigned threads) {
-  const HalfWeight values{at<uint16_t>(weight), inputs, bfloat16 ? Half::kBFloat16 : Half::kFloat16};
+void dense(uintptr_t x, size_t vectors, size_t inputs, uintptr_t weight, int type, uintptr_t bias, size_t features,
+           uintptr_t out, unsigned threads) {
+  const DenseWeight values{at<void>(weight), inputs, static_cast<Type>(type)};
   const Output output{at<float>(out), features, features, at<float>(bias)};
-  half_linear(*chosen.load(), threads, values, at<float>(x), vectors, output);
+  dense_linear(*chosen.load(), threads, values, at<float>(x), vectors, output);
+}
+
+void norm(uintptr_t x, uintptr_t weight, float eps, size_t rows, size_t width, uintptr_t out, unsigned threads) {
+  rms_norm(*chosen.load(), threads, at<float>(x), at<float>(weight), eps, rows, width, at<float>(out));
+}
+
+void gate(uintptr_t x, size_t rows, size_t width, uintptr_t out, unsigned threads) {
+  swiglu(*chosen.load(), threads, at<float>(x), rows, width, at<float>(out));
+}
+
+void rotate(uintptr_t x, size_t tokens, size_t token_stride, size_t heads, size_t width, uintptr_t table, size_t pairs,
+            uintptr_t out) {
+  rope(at<float>(x), tokens, token_stride, heads, width, at<float>(table), pairs, at<float>(out));
+}
+
+void attention(uintptr_t queries, size_t heads, uintptr_t keys, uintptr_t values, size_t groups, size_t stride,
+               size_t count, size_t width, float scale, uintptr_t out, unsigned threads) {
+  const Attention first{at<float>(keys), at<float>(values), count, width, scale};
+  attend(*chosen.load(), threads, first, stride, at<float>(queries), heads, groups, at<float>(out));
 }
 
 }  // namespace
@@ -57,5 +76,9 @@ NB_MODULE(_native, m) {
   m.def("choose", &choose);
   m.def("chosen", [] { return chosen.load()->name; });
   m.def("grouped_linear", &grouped, release());
-  m.def("half_linear", &half, release());
+  m.def("dense_linear", &dense, release());
+  m.def("rms_norm", &norm, release());
+  m.def("swiglu", &gate, release());
+  m.def("apply_rope", &rotate, release());
+  m.def("attend", &attention, release());
 }

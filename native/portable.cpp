@@ -13,7 +13,7 @@ struct Portable {
   };
   static constexpr size_t kVectors = 4;
   using Wide = Float;
-  static constexpr size_t kLanes = kTile, kHalfRows = 1;
+  static constexpr size_t kLanes = kTile, kDenseRows = 1;
 
   template <class To, class Function>
   static inline To each(Function function) {
@@ -51,6 +51,8 @@ struct Portable {
   }
   static void store(float* to, const Float& a) { std::memcpy(to, a.lane, sizeof a.lane); }
   static Wide zero_wide() { return set(0.0f); }
+  static Wide set_wide(float value) { return set(value); }
+  static void store_wide(float* to, const Wide& a) { store(to, a); }
   static Wide load_wide(const float* from) { return load(from); }
   static float reduce(const Wide& a) {
     float sum = 0;
@@ -58,10 +60,10 @@ struct Portable {
     return sum;
   }
 
-  template <Half kType>
+  template <Type kType>
   static float to_float(uint16_t half) {
     uint32_t bits;
-    if (kType == Half::kBFloat16) {
+    if (kType == Type::kBFloat16) {
       bits = static_cast<uint32_t>(half) << 16;
     } else {
       const uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
@@ -77,7 +79,7 @@ struct Portable {
     std::memcpy(&value, &bits, sizeof value);
     return value;
   }
-  template <Half kType>
+  template <Type kType>
   static Wide load_half(const uint16_t* from) {
     return each<Float>([&](size_t i) { return to_float<kType>(from[i]); });
   }

@@ -9,8 +9,8 @@ namespace chatglm3 {
 namespace {
 
 constexpr size_t kTaskBytes = 256 << 10;  // of weights: fits a level-2 cache beside the activations
-constexpr size_t kHalfVectors = 4;
-constexpr size_t kHalfInputs = 2048;  // 4 vectors of so many floats fit a level-1 cache
+constexpr size_t kDenseVectors = 4;
+constexpr size_t kDenseInputs = 2048;  // 4 vectors of so many floats fit a level-1 cache
 
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
@@ -44,10 +44,11 @@ void grouped_linear(const Kernels& kernels, unsigned threads, const GroupedWeigh
   });
 }
 
-void half_linear(const Kernels& kernels, unsigned threads, const HalfWeight& w, const float* x, size_t vectors,
-                 const Output& out) {
-  const size_t step = share(out.features, std::min(w.inputs, kHalfInputs) * sizeof(uint16_t), threads);
-  const size_t depth = vectors > kHalfVectors ? kHalfInputs : w.inputs;
+void dense_linear(const Kernels& kernels, unsigned threads, const DenseWeight& w, const float* x, size_t vectors,
+                  const Output& out) {
+  const size_t element = w.type == Type::kFloat32 ? sizeof(float) : sizeof(uint16_t);
+  const size_t step = share(out.features, std::min(w.inputs, kDenseInputs) * element, threads);
+  const size_t depth = vectors > kDenseVectors ? kDenseInputs : w.inputs;
   parallel_for(threads, ceil_div(out.features, step), [&](size_t task) {
     const size_t row = task * step, row_end = std::min(out.features, row + step);
     for (size_t v = 0; v < vectors; ++v) {
@@ -56,9 +57,9 @@ void half_linear(const Kernels& kernels, unsigned threads, const HalfWeight& w, 
     }
     for (size_t begin = 0; begin < w.inputs; begin += depth) {
       const size_t end = std::min(w.inputs, begin + depth);
-      for (size_t v = 0; v < vectors; v += kHalfVectors) {
+      for (size_t v = 0; v < vectors; v += kDenseVectors) {
         const Output part{out.values + v * out.stride, out.stride, out.features, nullptr};
-        kernels.half(w, row, row_end, begin, end, x + v * w.inputs, std::min(kHalfVectors, vectors - v), part);
+        kernels.dense(w, row, row_end, begin, end, x + v * w.inputs, std::min(kDenseVectors, vectors - v), part);
       }
     }
   });

@@ -8,7 +8,9 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
+#include "elementwise.h"
 #include "kernels.h"
 
 namespace chatglm3 {
@@ -127,25 +129,43 @@ struct Tile {
     return static_cast<int8_t>(bits - 0x4b400000);
   }
 
+  template <Type kType, class Element>
+  static inline auto load(const Element* from) {
+    if constexpr (kType == Type::kFloat32) {
+      return Isa::load_wide(from);
+    } else {
+      return Isa::template load_half<kType>(from);
+    }
+  }
+  template <Type kType, class Element>
+  static inline float to_float(Element value) {
+    if constexpr (kType == Type::kFloat32) {
+      return value;
+    } else {
+      return Isa::template to_float<kType>(value);
+    }
+  }
+
   // Adds the dot products of kRows rows with kCount vectors over [begin, end). kUnroll independent sums hide the latency
   // of the additions where there are few.
-  template <Half kType, int kRows, int kCount, int kUnroll>
-  static void half_rows(const HalfWeight& w, size_t row, size_t begin, size_t end, const float* x, const Output& out) {
+  template <Type kType, int kRows, int kCount, int kUnroll>
+  static void dense_rows(const DenseWeight& w, size_t row, size_t begin, size_t end, const float* x, const Output& out) {
     using Wide = typename Isa::Wide;
     Wide sum[kRows][kCount][kUnroll];
     for (auto& of_row : sum)
       for (auto& of_vector : of_row)
         for (Wide& one : of_vector) one = Isa::zero_wide();
-    const uint16_t* weights = w.values + row * w.inputs;
+    using Element = std::conditional_t<kType == Type::kFloat32, float, uint16_t>;
+    const Element* weights = static_cast<const Element*>(w.values) + row * w.inputs;
     constexpr size_t kStep = kUnroll * Isa::kLanes;
     size_t i = begin;
     for (; i + kStep <= end; i += kStep) {
       for (int r = 0; r < kRows; ++r) {
         for (int u = 0; u < kUnroll; ++u) {
           const size_t at = i + u * Isa::kLanes;
-          const uint16_t* from = weights + r * w.inputs + at;
-          if (kCount == 1) __builtin_prefetch(from + kPrefetchAhead / 2);
-          const Wide weight = Isa::template load_half<kType>(from);
+          const Element* from = weights + r * w.inputs + at;
+          if (kCount == 1) __builtin_prefetch(reinterpret_cast<const char*>(from) + kPrefetchAhead);
+          const Wide weight = load<kType>(from);
           for (int v = 0; v < kCount; ++v)
             sum[r][v][u] = Isa::fma(weight, Isa::load_wide(x + v * w.inputs + at), sum[r][v][u]);
         }
@@ -156,35 +176,80 @@ struct Tile {
         for (int u = 1; u < kUnroll; ++u) sum[r][v][0] = Isa::add(sum[r][v][0], sum[r][v][u]);
         float total = Isa::reduce(sum[r][v][0]);
         for (size_t j = i; j < end; ++j)
-          total += Isa::template to_float<kType>(weights[r * w.inputs + j]) * x[v * w.inputs + j];
+          total += to_float<kType>(weights[r * w.inputs + j]) * x[v * w.inputs + j];
         out.values[v * out.stride + row + r] += total;
       }
     }
   }
 
-  template <Half kType, int kCount>
-  static void half_count(const HalfWeight& w, size_t row, size_t row_end, size_t begin, size_t end, const float* x,
+  template <Type kType, int kCount>
+  static void dense_count(const DenseWeight& w, size_t row, size_t row_end, size_t begin, size_t end, const float* x,
                          size_t count, const Output& out) {
     if (count != kCount) {
-      if constexpr (kCount > 1) half_count<kType, kCount - 1>(w, row, row_end, begin, end, x, count, out);
+      if constexpr (kCount > 1) dense_count<kType, kCount - 1>(w, row, row_end, begin, end, x, count, out);
       return;
     }
-    constexpr size_t kRows = Isa::kHalfRows;
+    constexpr size_t kRows = Isa::kDenseRows;
     for (; row + kRows <= row_end; row += kRows)
-      half_rows<kType, kRows, kCount, kCount == 1 ? 2 : 1>(w, row, begin, end, x, out);
-    for (; row < row_end; ++row) half_rows<kType, 1, kCount, 1>(w, row, begin, end, x, out);
+      dense_rows<kType, kRows, kCount, kCount == 1 ? 2 : 1>(w, row, begin, end, x, out);
+    for (; row < row_end; ++row) dense_rows<kType, 1, kCount, 1>(w, row, begin, end, x, out);
   }
 
-  static void half(const HalfWeight& w, size_t row, size_t row_end, size_t begin, size_t end, const float* x,
-                   size_t count, const Output& out) {
-    if (w.type == Half::kFloat16) {
-      half_count<Half::kFloat16, 4>(w, row, row_end, begin, end, x, count, out);
-    } else {
-      half_count<Half::kBFloat16, 4>(w, row, row_end, begin, end, x, count, out);
+  static void dense(const DenseWeight& w, size_t row, size_t row_end, size_t begin, size_t end, const float* x,
+                    size_t count, const Output& out) {
+    switch (w.type) {
+      case Type::kFloat32: return dense_count<Type::kFloat32, 4>(w, row, row_end, begin, end, x, count, out);
+      case Type::kFloat16: return dense_count<Type::kFloat16, 4>(w, row, row_end, begin, end, x, count, out);
+      case Type::kBFloat16: return dense_count<Type::kBFloat16, 4>(w, row, row_end, begin, end, x, count, out);
     }
   }
 
-  static constexpr Kernels table(const char* name) { return {name, Isa::kVectors, quantize, grouped, half}; }
+  // Softmax attention in three passes: products with the keys, their exponentials, and the mean of the values.
+  static void attend(const Attention& attention, const float* queries, size_t heads, float* scores, float* out) {
+    const size_t count = attention.count;
+    const DenseWeight keys{attention.keys, attention.width, Type::kFloat32};
+    std::memset(scores, 0, heads * count * sizeof(float));
+    dense(keys, 0, count, 0, attention.width, queries, heads, Output{scores, count, count, nullptr});
+    for (size_t h = 0; h < heads; ++h) Elementwise<Isa>::softmax(scores + h * count, count, attention.scale);
+    mix<4>(attention, scores, heads, out);
+  }
+
+  // out[h] = sum over t of weights[h, t] * values[t]
+  template <int kHeads>
+  static void mix(const Attention& attention, const float* weights, size_t heads, float* out) {
+    if (heads != kHeads) {
+      if constexpr (kHeads > 1) mix<kHeads - 1>(attention, weights, heads, out);
+      return;
+    }
+    const size_t count = attention.count, width = attention.width;
+    size_t i = 0;
+    for (; i + 2 * Isa::kLanes <= width; i += 2 * Isa::kLanes) {
+      typename Isa::Wide sum[kHeads][2];
+      for (auto& of_head : sum) of_head[0] = of_head[1] = Isa::zero_wide();
+      for (size_t t = 0; t < count; ++t) {
+        const float* value = attention.values + t * width + i;
+        const auto first = Isa::load_wide(value), second = Isa::load_wide(value + Isa::kLanes);
+        for (int h = 0; h < kHeads; ++h) {
+          const auto weight = Isa::set_wide(weights[h * count + t]);
+          sum[h][0] = Isa::fma(weight, first, sum[h][0]);
+          sum[h][1] = Isa::fma(weight, second, sum[h][1]);
+        }
+      }
+      for (int h = 0; h < kHeads; ++h) {
+        Isa::store_wide(out + h * width + i, sum[h][0]);
+        Isa::store_wide(out + h * width + i + Isa::kLanes, sum[h][1]);
+      }
+    }
+    for (; i < width; ++i) {
+      for (int h = 0; h < kHeads; ++h) {
+        float sum = 0;
+        for (size_t t = 0; t < count; ++t) sum += weights[h * count + t] * attention.values[t * width + i];
+        out[h * width + i] = sum;
+      }
+    }
+  }
+
+  static constexpr Kernels table(const char* name) { return {name,  Isa::kVectors, quantize, grouped, dense, Elementwise<Isa>::rms_norm, Elementwise<Isa>::swiglu, attend}; }
 };
 
 }  // namespace chatglm3

@@ -42,6 +42,14 @@ class GroupedWeight(NamedTuple):
         """Inputs that share a scale."""
         return self.codes.shape[2] * 8 // (TILE * self.bits)
 
+    def placed(self, row: int) -> tuple[tuple[int, Tensor], ...]:
+        """The three tensors, each with where it begins in that of a larger weight whose rows from `row` on these are.
+
+        `row` is a multiple of 16.
+        """
+        tile = row // TILE
+        return (tile, self.codes), (tile, self.scales), (row, self.row_scale)
+
 
 class Shapes(NamedTuple):
     """The shapes of the three tensors of a packed weight."""

@@ -21,6 +21,7 @@ from chatglm3.kernels.layout import GroupedWeight
 _EXTENSION = "chatglm3.kernels._native"
 _VARIABLE = "CHATGLM3_KERNELS"
 TORCH = "torch"
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 def built() -> bool:
@@ -68,8 +69,13 @@ def runs_on(*tensors: Tensor | None) -> bool:
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
 
 
+def runs_in_float32(*tensors: Tensor) -> bool:
+    """Whether the kernels of everything but products take these tensors."""
+    return all(tensor.dtype == torch.float32 for tensor in tensors) and runs_on(*tensors)
+
+
 def grouped_linear(x: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Tensor:
-    """`x` [..., in] times a packed weight: [..., out] in the dtype of `x`; activations are quantised to int8 by group."""
+    """`x` [..., in] times a packed weight: [..., out] in the dtype of `x`; each group of `x` is rounded to int8."""
     rows, bias, out = _operands(x, bias, weight.out_features)
     codes, scales, row_scale = weight.codes, weight.scales, weight.row_scale
     _check_contiguous(codes, scales, row_scale)
@@ -91,22 +97,73 @@ def grouped_linear(x: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Ten
     return out.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def half_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x` [..., in] times a float16 or bfloat16 `weight` [out, in]: [..., out] in the dtype of `x`, summed in float32."""
+def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x` [..., in] times `weight` [out, in]: [..., out] in the dtype of `x`, summed in float32."""
     rows, bias, out = _operands(x, bias, weight.shape[0])
     _check_contiguous(weight)
-    _extension().half_linear(
+    _extension().dense_linear(
         rows.data_ptr(),
         rows.shape[0],
         weight.shape[1],
         weight.data_ptr(),
-        weight.dtype == torch.bfloat16,
+        _TYPES[weight.dtype],
         0 if bias is None else bias.data_ptr(),
         weight.shape[0],
         out.data_ptr(),
         torch.get_num_threads(),
     )
     return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`ops.rms_norm` of float32 tensors."""
+    x, width = x.contiguous(), x.shape[-1]
+    out = torch.empty_like(x)
+    rows = x.numel() // width
+    _extension().rms_norm(x.data_ptr(), weight.data_ptr(), eps, rows, width, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """`ops.swiglu` of a float32 tensor."""
+    x, width = x.contiguous(), x.shape[-1] // 2
+    out = x.new_empty(*x.shape[:-1], width)
+    _extension().swiglu(x.data_ptr(), x.numel() // (2 * width), width, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
+    """`ops.apply_rope` of float32 tensors with b = 1; the heads of one token must follow each other."""
+    _, tokens, heads, width = x.shape
+    out = torch.empty(x.shape)
+    rope = rope.contiguous()
+    _extension().apply_rope(
+        x.data_ptr(), tokens, x.stride(1), heads, width, rope.data_ptr(), rope.shape[-2], out.data_ptr()
+    )
+    return out
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`ops.attend` of float32 tensors with s = 1."""
+    b, _, heads, width = q.shape
+    groups, count = k.shape[1], k.shape[2]
+    q = q.contiguous()
+    out = torch.empty(b, 1, heads * width)
+    for i in range(b):
+        _extension().attend(
+            q[i].data_ptr(),
+            heads,
+            k[i].data_ptr(),
+            v[i].data_ptr(),
+            groups,
+            k.stride(1),
+            count,
+            width,
+            width**-0.5,
+            out[i].data_ptr(),
+            torch.get_num_threads(),
+        )
+    return out
 
 
 def _operands(x: Tensor, bias: Tensor | None, out_features: int) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -1,4 +1,4 @@
-"""The operations the network is made of, on torch tensors.
+"""The operations the network is made of, on torch tensors: native for float32 on a CPU, torch otherwise.
 
 Rounding follows the official code: RMSNorm multiplies by its weight while still in fp32, RoPE is computed in the dtype
 of the activations. Attention reads a key/value head once for all its query heads and never builds an s x s mask.
@@ -10,11 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chatglm3.kernels import native
+
 _QUERY_BLOCK = 256  # bounds the mask of chunked or padded attention to 256 x keys
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`x` [..., h] over the root of its mean square, times `weight` [h]; fp32 inside, the dtype of `x` outside."""
+    if native.runs_in_float32(x, weight):
+        return native.rms_norm(x, weight, eps)
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return (normed * weight).to(x.dtype)
@@ -32,6 +36,8 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
 
     `x` is [b, s, heads, d]; `rope` [b or 1, s, pairs, 2] holds the rows of the table for these positions.
     """
+    if x.shape[0] == 1 and x.stride()[2:] == (x.shape[3], 1) and native.runs_in_float32(x, rope):
+        return native.apply_rope(x, rope)
     pairs = rope.shape[-2]
     rotating = x[..., : 2 * pairs]
     even, odd = rotating.view(*rotating.shape[:-1], pairs, 2).unbind(-1)
@@ -42,6 +48,8 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
 
 def swiglu(x: Tensor) -> Tensor:
     """SiLU of the first half of the last dimension times the second half."""
+    if native.runs_in_float32(x):
+        return native.swiglu(x)
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
@@ -55,6 +63,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> T
     """
     b, s, heads, d = q.shape
     groups, t = k.shape[1], k.shape[2]
+    if s == 1 and key_mask is None and _rows_follow(k, v) and native.runs_in_float32(q, k, v):
+        return native.attend(q, k, v)
     if s == 1:
         visible = None if key_mask is None else key_mask[:, None, None, :]
         out = F.scaled_dot_product_attention(q.view(b, groups, heads // groups, d), k, v, attn_mask=visible)
@@ -67,6 +77,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> T
     else:
         out = torch.cat([_attend_block(q, k, v, key_mask, i) for i in range(0, s, _QUERY_BLOCK)], dim=2)
     return out.reshape(b, heads, s, d).transpose(1, 2).reshape(b, s, heads * d)
+
+
+def _rows_follow(k: Tensor, v: Tensor) -> bool:
+    """Whether the tokens of each key/value head lie one behind the other, as they do in a `KVCache`."""
+    return k.stride() == v.stride() and k.stride()[2:] == (k.shape[3], 1)
 
 
 def _attend_block(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, start: int) -> Tensor:

@@ -26,7 +26,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.dtype in _HALF and x.dtype == weight.dtype and native.runs_on(x, weight, bias):
         many = x.numel() > _FEW * x.shape[-1]
         if not (many and weight.dtype == torch.bfloat16 and _multiplies_bfloat16()):
-            return native.half_linear(x, weight, bias)
+            return native.dense_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
 from huggingface_hub import (
@@ -24,6 +23,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+import chatglm3
 from chatglm3.errors import DownloadError
 from chatglm3.model import modelscope
 from chatglm3.model.fetch import RemoteFile, fetch_all, is_weights, progress_bars, wanted_files
@@ -58,7 +58,7 @@ def resolve(name: str | Path, *, revision: str | None = None, progress: bool = T
 
 
 def _bundled(name: str) -> Path:
-    folder = Path(str(files("chatglm3"))) / "assets" / name
+    folder = Path(chatglm3.__file__).parent / "assets" / name
     if not folder.is_dir():
         raise DownloadError(f"{name}: not in this installation of chatglm3; install the package again")
     return folder

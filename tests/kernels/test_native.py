@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import pytest
+import torch
+from isas import NATIVE, needs_native, on_each
+
+from chatglm3.errors import DeviceError
+from chatglm3.kernels import native, ops
+
+Use = Callable[[str], None]
+
+
+@on_each
+def test_the_environment_chooses(isa: str, use: Use) -> None:
+    use(isa)
+    assert native.isa() == isa
+    assert native.runs_on(torch.zeros(1))
+
+
+def test_torch_can_be_chosen(use: Use) -> None:
+    use("torch")
+    assert native.isa() == "torch"
+    assert not native.runs_on(torch.zeros(1))
+
+
+def test_an_unknown_name_is_refused(use: Use) -> None:
+    use("avx1024")
+    with pytest.raises(DeviceError, match=r"CHATGLM3_KERNELS=avx1024 cannot run here; this machine runs .*torch"):
+        native.isa()
+
+
+@needs_native
+def test_the_fastest_comes_first() -> None:
+    order = ["avx512", "avx2", "portable"]
+    assert sorted(NATIVE, key=order.index) == NATIVE
+    assert "portable" in NATIVE
+
+
+def test_no_kernels_without_the_extension(monkeypatch: pytest.MonkeyPatch, use: Use) -> None:
+    monkeypatch.setattr(native, "find_spec", lambda name: None if name.endswith("._native") else find_spec(name))
+    assert native.supported() == ["torch"]
+    use("avx2")
+    with pytest.raises(DeviceError, match="the native kernels are not built"):
+        native.isa()
+
+
+@needs_native
+def test_a_wrong_name_is_one_line_on_the_command_line() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "from chatglm3.cli import main; main()", "complete", "你好", "--model", "nano-base"],
+        capture_output=True,
+        text=True,
+        env={"CHATGLM3_KERNELS": "sse9", "PATH": "", "HOME": "/nonexistent"},
+        check=False,
+    )
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "CHATGLM3_KERNELS=sse9 cannot run here" in result.stderr
+
+
+@on_each
+@pytest.mark.parametrize("width", [1, 7, 64, 131])
+def test_rms_norm(isa: str, width: int, use: Use) -> None:
+    x, weight = torch.randn(2, 3, width), torch.rand(width)
+    use("torch")
+    expected = ops.rms_norm(x, weight, 1e-5)
+    use(isa)
+    torch.testing.assert_close(ops.rms_norm(x, weight, 1e-5), expected, rtol=1e-5, atol=1e-6)
+
+
+@on_each
+@pytest.mark.parametrize("width", [1, 7, 64, 131])
+def test_swiglu(isa: str, width: int, use: Use) -> None:
+    x = torch.randn(3, 2 * width) * 20
+    x[0, 0], x[1, 0], x[2, 0] = 1e4, -1e4, float("nan")
+    use("torch")
+    expected = ops.swiglu(x)
+    use(isa)
+    torch.testing.assert_close(ops.swiglu(x), expected, rtol=1e-5, atol=1e-30, equal_nan=True)
+
+
+@on_each
+def test_rope_of_a_slice_of_the_projection(isa: str, use: Use) -> None:
+    qkv = torch.randn(1, 5, 10, 24)
+    table = ops.rope_table(9, 12, 10000.0, torch.float32, torch.device("cpu"))[None, 3:8]
+    use("torch")
+    expected = ops.apply_rope(qkv[:, :, 2:7], table)
+    use(isa)
+    torch.testing.assert_close(ops.apply_rope(qkv[:, :, 2:7], table), expected, rtol=1e-6, atol=1e-6)
+
+
+@on_each
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("heads", "groups", "width", "count"), [(32, 2, 128, 300), (6, 2, 20, 1), (5, 1, 7, 33)])
+def test_attention_of_one_token(
+    isa: str, batch: int, heads: int, groups: int, width: int, count: int, use: Use
+) -> None:
+    q = torch.randn(batch, 1, heads, width) * 3
+    cache = torch.randn(2, batch, groups, count + 5, width)[:, :, :, :count]
+    use("torch")
+    expected = ops.attend(q, *cache)
+    use(isa)
+    torch.testing.assert_close(ops.attend(q, *cache), expected, rtol=1e-4, atol=1e-5)
+
+
+@on_each
+def test_a_query_that_is_not_a_number_is_not_hidden(isa: str, use: Use) -> None:
+    use(isa)
+    q, cache = torch.zeros(1, 1, 4, 16), torch.ones(2, 1, 2, 9, 16)
+    q[0, 0, 3, 5] = float("nan")
+    assert ops.attend(q, *cache).view(4, 16).isnan().any(-1).tolist() == [False, False, False, True]
