@@ -20,9 +20,9 @@ struct Elementwise {
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     const float series =
         1 + r * (1 + r * (1.0f / 2 + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 + r * (1.0f / 720))))));
-    int32_t bits;
+    uint32_t bits;
     std::memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits - 0x4b400000 + 127) << 23;
+    bits = (bits - 0x4b400000u + 127u) << 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
     return series * power;
