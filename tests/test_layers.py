@@ -39,7 +39,7 @@ MAY_IMPORT |= {
     "chat": CORE - {"chat", "loading", "train", "kernels"},
     "loading": CORE - {"loading", "train", "kernels"},
     "compat": CORE - {"train"},
-    "cli": CORE - {"kernels"},
+    "cli": CORE,
     "__init__": CORE,
     "__main__": {"cli"},
 }

@@ -7,12 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import chatglm3
 from chatglm3.errors import CheckpointError, ContextLengthError, DeviceError, DownloadError, TokenizerError
+from chatglm3.kernels.layout import dequantize
 from chatglm3.model.checkpoint import save_model
-from chatglm3.model.linear import QuantizedLinear
+from chatglm3.model.linear import GroupedLinear, unpack_int4
 from chatglm3.tokenizer import Tokenizer
+from golden import GOLDEN, needs_golden
 from tiny_model import tiny_config, tiny_model
 
 
@@ -33,9 +37,35 @@ def test_a_folder_answers(folder: Path) -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_are_quantised_on_the_way_in(folder: Path, bits: int) -> None:
     with chatglm3.load(folder, quantize=bits, dtype="float32") as glm:
-        assert isinstance(glm.model.blocks[0].mlp.dense_4h_to_h, QuantizedLinear)
+        layers = (glm.model.blocks[0].mlp.dense_4h_to_h, glm.model.transformer.output_layer)
+        assert [layer.bits for layer in layers if isinstance(layer, GroupedLinear)] == [bits, 8]
         assert str(glm.model.dtype) == "torch.float32"
         assert glm.chat("你好", temperature=0, max_new_tokens=3).usage.completion_tokens <= 3
+
+
+@needs_golden
+@pytest.mark.parametrize("bits", [8, 4])
+def test_official_integers_are_taken_over_as_they_are(bits: int, tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / f"quantized/int{bits}-small", tmp_path / "model")
+    shutil.copy(GOLDEN / "tiny-chat/tokenizer.model", tmp_path / "model")
+    stored = load_file(tmp_path / "model/model.safetensors")
+    with chatglm3.load(tmp_path / "model", device="cpu") as glm:
+        layers = {name: module for name, module in glm.model.named_modules() if isinstance(module, GroupedLinear)}
+        assert len(layers) == 4 * glm.model.config.num_layers
+        for name, layer in layers.items():
+            integers = stored[f"{name}.weight"]
+            integers = (integers if bits == 8 else unpack_int4(integers)).float()
+            exact = integers * stored[f"{name}.weight_scale"].float()[:, None]
+            assert torch.equal(dequantize(layer.packed, torch.float32), exact)
+
+
+@pytest.mark.parametrize(("bits", "message"), [(3, "bits must be 4 or 8, not 3"), (4, "quantised to 8 bits already")])
+def test_what_cannot_be_quantised_is_said_before_a_weight_is_read(folder: Path, bits: int, message: str) -> None:
+    if bits == 4:
+        config = json.loads((folder / "config.json").read_text()) | {"quantization_bit": 8}
+        (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        chatglm3.load(folder, quantize=bits)
 
 
 def test_the_context_can_be_made_shorter_only(folder: Path) -> None:

@@ -9,8 +9,7 @@ from chatglm3.model.adapters import load_adapter
 from chatglm3.model.checkpoint import load_model
 from chatglm3.model.config import ModelConfig
 from chatglm3.model.hub import resolve
-from chatglm3.model.placement import choose_dtype
-from chatglm3.model.quantize import quantize_linears
+from chatglm3.model.quantize import group_official
 from chatglm3.tokenizer import Tokenizer
 
 
@@ -25,20 +24,18 @@ def load(
 ) -> ChatGLM:
     """Load "nano", "nano-base", a folder, "zai-org/chatglm3-6b" or "modelscope:ZhipuAI/chatglm3-6b".
 
-    `device` and `dtype` "auto" choose what this machine computes well; `quantize` 8 or 4 stores the linear layers as
-    the official int8 and int4; `adapter` is a folder with a LoRA or P-Tuning v2 adapter; `max_context` bounds prompt
-    and answer in tokens. Raises DownloadError, CheckpointError, ContextLengthError, TokenizerError, AdapterError or
-    DeviceError.
+    `device` and `dtype` "auto" choose what this machine computes well; `quantize` 8 or 4 stores each weight in as many
+    bits as it is read, embedding and output layer in 8; `adapter` is a folder with a LoRA or P-Tuning v2 adapter;
+    `max_context` bounds prompt and answer in tokens. Raises DownloadError, CheckpointError, ContextLengthError,
+    TokenizerError, AdapterError or DeviceError.
     """
     folder = resolve(name)
     # What the config says comes first: a folder that is no ChatGLM3 would give misleading errors, or cost a long load.
     ModelConfig.from_pretrained(folder).context_limit(max_context)
     tokenizer = Tokenizer.from_pretrained(folder)
-    # The official integers come of the half-precision weights that the files hold.
-    model = load_model(folder, device=device, dtype=dtype if quantize is None else "float16")
+    model = load_model(folder, device=device, dtype=dtype, quantize=quantize)
+    if model.config.quantization_bit and model.device.type == "cpu":
+        group_official(model)  # the kernels know one layout
     if adapter is not None:
         load_adapter(model, adapter)
-    if quantize is not None:
-        quantize_linears(model, quantize)
-        model.to(choose_dtype(model.config, model.device, dtype))
     return ChatGLM(model, tokenizer, name=str(name), max_context=max_context)

@@ -17,7 +17,7 @@ if folder := os.environ.get("CHATGLM3_TEST_NATIVE"):
     sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[spec.name])
 
-from chatglm3.kernels import native  # noqa: E402
+from chatglm3.kernels import native
 
 
 @pytest.fixture

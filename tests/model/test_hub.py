@@ -199,7 +199,7 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_bundled_model_is_found_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatglm3.model.hub.files", lambda package: tmp_path)
+    monkeypatch.setattr("chatglm3.model.hub._PACKAGE", tmp_path)
     with pytest.raises(DownloadError, match="nano: not in this installation"):
         resolve("nano")
     (tmp_path / "assets" / "nano").mkdir(parents=True)

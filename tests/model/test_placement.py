@@ -14,6 +14,7 @@ from chatglm3.model.cache import KVCache
 from chatglm3.model.config import CHATGLM3_6B, ModelConfig
 from chatglm3.model.memory import container_free, free_memory
 from chatglm3.model.placement import check_memory, choose_device, choose_dtype, place, plan, unit_bytes, weight_bytes
+from chatglm3.model.quantization import Quantization
 from model.small import CONFIG, random_model
 
 CPU = torch.device("cpu")
@@ -36,6 +37,19 @@ def test_the_bytes_of_each_unit_are_those_of_its_tensors(bits: int, dtype: torch
     last = (model.transformer.encoder.final_layernorm, model.transformer.output_layer)
     found.append(sum(t.nbytes for module in last for t in module.state_dict().values()))
     assert unit_bytes(config, dtype) == found
+
+
+@pytest.mark.parametrize(
+    "quantization", [Quantization(4), Quantization(8, 64, 4, 16), Quantization(4, 128, 16, 8)], ids=str
+)
+def test_the_bytes_of_a_model_in_groups_are_those_of_its_tensors(quantization: Quantization) -> None:
+    config = replace(CONFIG, quantization=quantization, hidden_size=40, ffn_hidden_size=50, padded_vocab_size=99)
+    with torch.device("meta"):
+        model = type(random_model())(config).half()
+    last = (model.transformer.encoder.final_layernorm, model.transformer.output_layer)
+    units = [[model.transformer.embedding], *([block] for block in model.blocks), last]
+    found = [sum(t.nbytes for module in unit for t in module.state_dict().values()) for unit in units]
+    assert unit_bytes(config, torch.float16) == found
 
 
 def test_the_real_model_has_its_published_size() -> None:
@@ -88,6 +102,7 @@ def test_automatic_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert on_cpu(native=False, free=64) == torch.float32
     assert on_cpu(native=False, free=16) == torch.bfloat16
     assert on_cpu(native=True, free=64, config=CONFIG) == torch.float32
+    assert on_cpu(native=True, free=4, config=replace(CHATGLM3_6B, quantization=Quantization(4))) == torch.float32
     for free in (4, 16, 64):
         assert on_cpu(native=False, free=free, config=replace(CHATGLM3_6B, torch_dtype="float16")) != torch.float16
     cuda, mps = torch.device("cuda"), torch.device("mps")

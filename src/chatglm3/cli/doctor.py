@@ -32,6 +32,7 @@ def examine() -> dict[str, Any]:
     from chatglm3.cli import machine
     from chatglm3.cli.memory import weights_by_form
     from chatglm3.cli.self_test import self_test
+    from chatglm3.kernels import native
     from chatglm3.model.config import CHATGLM3_6B
     from chatglm3.model.placement import choose_device, choose_dtype
 
@@ -47,7 +48,7 @@ def examine() -> dict[str, Any]:
         "devices": devices,
         "chosen_device": chosen.type,
         "chosen_dtype_6b": str(choose_dtype(CHATGLM3_6B, chosen)).removeprefix("torch."),
-        "kernels": "torch",
+        "kernels": {"chosen": native.isa(), "supported": native.supported(), "built": native.built()},
         "cache": machine.model_cache(),
         "fits_6b": {form: {"bytes": size, "fits": size <= free} for form, size in weights_by_form(CHATGLM3_6B).items()},
         "self_test": self_test(),
@@ -65,7 +66,8 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("packages", ", ".join(packages)),
         ("cpu", f"{cpu['name']}: {cpu['cores']} cores, {cpu['threads']} threads; {_vector_units(cpu)}"),
         *(("device", f"{d['name']}: {format_bytes(d['free_bytes'])} free") for d in record["devices"]),
-        ("6B model", f"on {record['chosen_device']} as {record['chosen_dtype_6b']}, kernels: {record['kernels']}"),
+        ("kernels", _kernels(record["kernels"])),
+        ("6B model", f"on {record['chosen_device']} as {record['chosen_dtype_6b']}"),
         *((f"  {form}", _fit(fit)) for form, fit in record["fits_6b"].items()),
         ("cache", f"{cache['folder']}: {format_bytes(cache['free_bytes'])} free on its disk"),
         ("  models", ", ".join(cached) or "none"),
@@ -76,6 +78,12 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
 def _vector_units(cpu: dict[str, Any]) -> str:
     wide = ("avx2", "avx512", "amx", "neon", "sve", "bf16", "i8mm")
     return " ".join(name for name in cpu["features"] if name.startswith(wide)) or "no vector units known"
+
+
+def _kernels(kernels: dict[str, Any]) -> str:
+    if not kernels["built"]:
+        return "torch only: installed without the native kernels (install a C++ compiler, then the package again)"
+    return f"{kernels['chosen']} (this machine runs {', '.join(kernels['supported'])})"
 
 
 def _fit(form: dict[str, Any]) -> str:

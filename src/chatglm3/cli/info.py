@@ -45,6 +45,7 @@ def describe_model(name: str, folder: Path) -> dict[str, Any]:
         "layers": config.num_layers,
         "hidden_size": config.hidden_size,
         "quantization_bit": config.quantization_bit,
+        "quantization": config.quantization and config.quantization.to_dict(),
         "vocabulary": config.padded_vocab_size,
         "files": _files(folder),
         "weights_bytes": weights_by_form(config),
@@ -99,15 +100,20 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
 
     files = record["files"]
     stored = f"{', '.join(files['dtypes'])} in {files['tensors']} tensors, {format_bytes(files['bytes'])}"
-    bits = f", quantised to int{record['quantization_bit']}" if record["quantization_bit"] else ""
     return [
         ("model", record["model"]),
         ("folder", record["folder"]),
         ("kind", f"{record['kind']}, {'calls tools' if record['tools'] else 'no tools'}"),
         ("context", f"{record['context']:,} tokens (rope_ratio {record['rope_ratio']:g})"),
-        ("parameters", f"{record['parameters']:,} in {record['layers']} layers{bits}"),
+        ("parameters", f"{record['parameters']:,} in {record['layers']} layers{_quantized(record)}"),
         ("on disk", stored if files["tensors"] else "no weights"),
         ("files", "complete" if files["complete"] else files["problem"]),
         *((f"as {form}", format_bytes(size)) for form, size in record["weights_bytes"].items()),
         *((f"{int(n):,} tokens", f"{format_bytes(size)} more") for n, size in record["kv_cache_bytes"].items()),
     ]
+
+
+def _quantized(record: dict[str, Any]) -> str:
+    if record["quantization"]:
+        return ", quantised to int{bits} in groups of {group_size}".format(**record["quantization"])
+    return f", quantised to int{record['quantization_bit']}" if record["quantization_bit"] else ""

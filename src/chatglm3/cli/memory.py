@@ -8,18 +8,22 @@ import torch
 
 from chatglm3.model.config import ModelConfig
 from chatglm3.model.placement import weight_bytes
+from chatglm3.model.quantization import Quantization
 
 
 def weights_by_form(config: ModelConfig) -> dict[str, int]:
-    """Bytes of the weights by dtype; int8 and int4 keep embedding, norms and output layer at 16 bits.
+    """Bytes of the weights by dtype, or by the bits they are quantised to by `load(quantize=)`.
 
     A checkpoint that is quantised has its one form only.
     """
     if config.quantization_bit:
         return {f"int{config.quantization_bit}": weight_bytes(config, torch.float16)}
+    if config.quantization:
+        return {f"int{config.quantization.bits}": weight_bytes(config, torch.float32)}
     forms = {dtype: weight_bytes(config, getattr(torch, dtype)) for dtype in ("float32", "bfloat16", "float16")}
-    quantized = {f"int{bits}": weight_bytes(replace(config, quantization_bit=bits), torch.float16) for bits in (8, 4)}
-    return {**forms, **quantized}
+    for bits in (8, 4):
+        forms[f"int{bits}"] = weight_bytes(replace(config, quantization=Quantization(bits)), torch.float32)
+    return forms
 
 
 def cache_by_context(config: ModelConfig) -> dict[int, int]:

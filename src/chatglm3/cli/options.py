@@ -50,7 +50,8 @@ class Loading:
         )
 
 
-def _check_bits(bits: int | None) -> int | None:
+def check_bits(bits: int | None) -> int | None:
+    """The bits of a quantised weight, or a usage error."""
     if bits not in (None, 4, 8):
         raise typer.BadParameter(f"use 8 or 4, not {bits}")
     return bits
@@ -59,9 +60,7 @@ def _check_bits(bits: int | None) -> int | None:
 _LOADING: dict[str, Any] = {
     "device": Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")],
     "dtype": Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")],
-    "quantize": Annotated[
-        int | None, typer.Option(callback=_check_bits, help="Store the linear layers in 8 or 4 bits.")
-    ],
+    "quantize": Annotated[int | None, typer.Option(callback=check_bits, help="Store the weights in 8 or 4 bits.")],
     "adapter": Annotated[Path | None, typer.Option(help="Folder of a LoRA or P-Tuning v2 adapter.")],
     "max_context": Annotated[int | None, typer.Option(min=1, help="Most tokens of prompt and answer together.")],
 }

@@ -2,13 +2,19 @@
 
 Loading is strict: every missing, unexpected or misshapen tensor is named before a value is read, and a value that is
 not finite is refused. The model is built without memory and each tensor is converted into its final place a few rows
-at a time, so loading needs little more than the loaded model. Values are always copied, never left mapped: a file that
-is replaced or cut short under a map kills the process, and the check for NaN reads every byte anyway.
+at a time, so loading needs little more than the loaded model. Values are copied and not left mapped: a file that is cut
+short under a map kills the process, and the check for NaN reads every byte anyway.
+
+A model that is quantised in groups is the exception: on a CPU its integers and group scales stay in the mapped file, so
+that it is there in seconds. They are not read while loading, so damage within them goes unnoticed; whatever bytes they
+hold are finite numbers. Checked are names, shapes, dtypes and the size of the files, and that row scales, norms and
+biases are finite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +24,12 @@ from torch import Tensor, nn
 from chatglm3.errors import CheckpointError
 from chatglm3.model.classifier import SequenceClassifier
 from chatglm3.model.config import ModelConfig
-from chatglm3.model.linear import QuantizedLinear
+from chatglm3.model.grouping import group_rows
+from chatglm3.model.linear import GROUPED_TENSORS, Grouped, QuantizedLinear
 from chatglm3.model.placement import choose_device, choose_dtype, place
+from chatglm3.model.quantization import Quantization
 from chatglm3.model.saving import save_model
-from chatglm3.model.shards import TensorInfo, list_tensors, read_rows
+from chatglm3.model.shards import TensorInfo, list_tensors, map_tensors, read_rows
 from chatglm3.model.transformer import ChatGLMModel, RotaryEmbedding
 
 __all__ = ["list_tensors", "load_classifier", "load_model", "read_tensor", "save_model"]
@@ -40,17 +48,20 @@ def load_model(
     *,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
+    quantize: int | None = None,
     config_overrides: Mapping[str, object] | None = None,
     progress: Progress | None = None,
 ) -> ChatGLMModel:
     """Load a checkpoint directory for inference: evaluation mode, no gradients.
 
-    `device` and `dtype` are those of `placement.choose_device` and `choose_dtype`; `config_overrides` replaces fields
-    of config.json. Quantised checkpoints keep their integers, and their scales as stored. Raises `CheckpointError` for
-    files that are not a complete ChatGLM3 model, and `DeviceError`, before a weight is read, for too little memory.
+    `device` and `dtype` are those of `placement.choose_device` and `choose_dtype`; `quantize` 8 or 4 quantises each
+    weight in groups as it is read; `config_overrides` replaces fields of config.json. Quantised checkpoints keep their
+    integers, and their scales as stored. Raises `CheckpointError` for files that are not a complete ChatGLM3 model or
+    that cannot be quantised, and `DeviceError`, before a weight is read, for too little memory.
     """
     config = _read_config(Path(path), config_overrides or {})
-    return _load(lambda: ChatGLMModel(config), config, Path(path), device, dtype, progress)
+    wanted = config if quantize is None else quantized_config(config, Quantization(quantize))
+    return _load(ChatGLMModel, config, wanted, Path(path), device, dtype, progress)
 
 
 def load_classifier(
@@ -58,7 +69,24 @@ def load_classifier(
 ) -> SequenceClassifier:
     """Load a checkpoint with a sequence-classification head, as `load_model` does. config.json says `num_labels`."""
     config = _read_config(Path(path), {})
-    return _load(lambda: SequenceClassifier(config), config, Path(path), device, dtype, progress)
+    return _load(SequenceClassifier, config, config, Path(path), device, dtype, progress)
+
+
+def quantized_config(config: ModelConfig, quantization: Quantization) -> ModelConfig:
+    """`config` with the weights quantised in groups; `CheckpointError` if they are quantised already."""
+    if config.quantization_bit or config.quantization:
+        bits = config.quantization.bits if config.quantization else config.quantization_bit
+        raise CheckpointError(f"the model is quantised to {bits} bits already; take the original weights instead")
+    return replace(config, quantization=quantization)
+
+
+def check_tensors(build: Callable[[ModelConfig], nn.Module], config: ModelConfig, path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a checkpoint directory; `CheckpointError` if they are not those of the model of `config`."""
+    with torch.device("meta"):
+        expected = build(config).state_dict()
+    stored = list_tensors(path)
+    _check_names(expected, stored, path)
+    return stored
 
 
 def read_tensor(name: str, info: TensorInfo, target: Tensor) -> None:
@@ -86,30 +114,38 @@ def _read_config(path: Path, overrides: Mapping[str, object]) -> ModelConfig:
 
 
 def _load(
-    build: Callable[[], _Model],
+    build: Callable[[ModelConfig], _Model],
     config: ModelConfig,
+    wanted: ModelConfig,
     path: Path,
     device: str,
     dtype: str | torch.dtype,
     progress: Progress | None,
 ) -> _Model:
+    """Build the model of `wanted` from the files of `config`, which differ if weights are quantised while loading."""
+    stored = check_tensors(build, config, path)
     with torch.device("meta"):
-        model = build()
-    expected = model.state_dict()
-    stored = list_tensors(path)
-    _check_names(expected, stored, path)
-    kept = _kept_dtype(model)
-    dtype = choose_dtype(config, choose_device(device), dtype)
-    units = place(config, dtype, device)
+        model = build(wanted)
+    dtype = choose_dtype(wanted, choose_device(device), dtype)
+    units = place(wanted, dtype, device)
     state: dict[str, Tensor] = {}
+    mapped: dict[Path, list[str]] = {}
     done, total = 0, sum(info.nbytes for info in stored.values())
     for name, info in stored.items():
-        target_dtype = info.dtype if name in kept else dtype
-        state[name] = torch.empty(info.shape, dtype=target_dtype, device=units[_unit(name, len(units))])
-        read_tensor(name, info, state[name])
+        owner, _, kind = name.rpartition(".")
+        layer, unit = model.get_submodule(owner), units[_unit(name, len(units))]
+        if wanted != config and isinstance(layer, Grouped) and kind == "weight":
+            state.update(_read_grouped(name, info, layer, unit))
+        elif _stays_mapped(layer, kind, info, unit):
+            mapped.setdefault(info.file, []).append(name)
+        else:
+            state[name] = torch.empty(info.shape, dtype=_dtype(layer, kind, info, dtype), device=unit)
+            read_tensor(name, info, state[name])
         done += info.nbytes
         if progress is not None:
             progress(done, total)
+    for file, names in mapped.items():
+        state.update(map_tensors(file, names))
     if _INV_FREQ not in state:
         frequencies = RotaryEmbedding(config).get_buffer("inv_freq")
         state[_INV_FREQ] = frequencies.to(units[0], dtype)
@@ -117,10 +153,27 @@ def _load(
     return model.requires_grad_(False).eval()
 
 
-def _kept_dtype(model: nn.Module) -> set[str]:
-    """Names of the tensors of quantised layers that are not converted: integers and scales."""
-    layers = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
-    return {f"{layer}.{tensor}" for layer in layers for tensor in ("weight", "weight_scale")}
+def _read_grouped(name: str, info: TensorInfo, layer: Grouped, device: torch.device) -> dict[str, Tensor]:
+    """The three tensors of a layer whose floating-point weight `name` is quantised as it is read."""
+    whole = [torch.empty_like(layer.get_buffer(kind), device=device) for kind in GROUPED_TENSORS]
+    for rows, values in read_rows(name, info):
+        part = group_rows(values.to(device), layer.bits, layer.packed.group_size, f"{info.file}: {name}")
+        del values  # lets go of the file's pages
+        for target, (first, tensor) in zip(whole, part.placed(rows.start), strict=True):
+            target[first : first + len(tensor)] = tensor
+    return {name.removesuffix("weight") + kind: tensor for kind, tensor in zip(GROUPED_TENSORS, whole, strict=True)}
+
+
+def _stays_mapped(layer: nn.Module, kind: str, info: TensorInfo, device: torch.device) -> bool:
+    grouped = isinstance(layer, Grouped) and kind in ("weight", "weight_scale")
+    return grouped and device.type == "cpu" and info.file.suffix == ".safetensors"
+
+
+def _dtype(layer: nn.Module, kind: str, info: TensorInfo, dtype: torch.dtype) -> torch.dtype:
+    """What a tensor is converted to: integers and scales of quantised layers are not."""
+    if kind == "bias" or not isinstance(layer, QuantizedLinear | Grouped):
+        return dtype
+    return info.dtype if isinstance(layer, QuantizedLinear) else layer.get_buffer(kind).dtype
 
 
 def _unit(name: str, units: int) -> int:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from chatglm3.errors import CheckpointError, ContextLengthError
+from chatglm3.model.quantization import Quantization
 
 _REQUIRED = (
     "num_layers",
@@ -36,6 +37,7 @@ _FIXED = {
 }
 _OFFICIAL_DEFAULTS = {**_FIXED, "multi_query_attention": False}
 _GLM4_VOCABULARY = 151552
+_QUANTIZATION = "quantization_config"
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class ModelConfig:
 
     `kv_channels` is the width of one head, `multi_query_group_num` the number of key/value heads, `seq_length` the
     number of positions of the rotary table (the longest context) and `rope_ratio` the factor on the rotary base of
-    10,000 (1 for 6B and Base, 50 for 32K, 500 for 128K). `extra` keeps every other key of the file.
+    10,000 (1 for 6B and Base, 50 for 32K, 500 for 128K). `quantization_bit` is 8 or 4 in an official quantised
+    checkpoint, `quantization` (in the file: `quantization_config`) is set in one of this package. `extra` keeps every
+    other key of the file.
     """
 
     num_layers: int
@@ -59,6 +63,7 @@ class ModelConfig:
     layernorm_epsilon: float = 1e-5
     rope_ratio: float = 1
     quantization_bit: int = 0
+    quantization: Quantization | None = None
     pre_seq_len: int | None = None
     prefix_projection: bool = False
     torch_dtype: str = "float16"
@@ -76,6 +81,8 @@ class ModelConfig:
             )
         if self.quantization_bit not in (0, 4, 8):
             raise CheckpointError(f"config.json: quantization_bit must be 0, 4 or 8, not {self.quantization_bit!r}")
+        if self.quantization_bit and self.quantization:
+            raise CheckpointError("config.json: quantization_bit and quantization_config exclude each other")
         object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
 
     @property
@@ -120,9 +127,12 @@ class ModelConfig:
         for name, wanted in _FIXED.items():
             if data.get(name, _OFFICIAL_DEFAULTS[name]) != wanted:
                 raise CheckpointError(f"{source}: {name} must be {json.dumps(wanted)}; no ChatGLM3 model differs")
-        known = {f.name for f in fields(cls)} - {"extra"}
+        known = {f.name for f in fields(cls)} - {"extra", "quantization"}
         values = {name: data[name] for name in known if data.get(name) is not None}
-        return cls(**values, extra={name: value for name, value in data.items() if name not in known})
+        stored = data.get(_QUANTIZATION)
+        quantization = None if stored is None else Quantization.from_dict(stored, source)
+        extra = {name: value for name, value in data.items() if name not in known | {_QUANTIZATION}}
+        return cls(**values, quantization=quantization, extra=extra)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> ModelConfig:
@@ -140,9 +150,11 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The config.json of this model: the keys it was read from, with the fields of this object."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("extra", "quantization")}
         optional = {"rope_ratio": 1, "quantization_bit": 0, "pre_seq_len": None, "prefix_projection": False}
         kept = {name: v for name, v in values.items() if name not in optional or v != optional[name]}
+        if self.quantization is not None:
+            kept[_QUANTIZATION] = self.quantization.to_dict()
         return {"model_type": "chatglm", "architectures": ["ChatGLMModel"], **_FIXED, **self.extra, **kept}
 
 

@@ -29,6 +29,7 @@ from chatglm3.model import modelscope
 from chatglm3.model.fetch import RemoteFile, fetch_all, is_weights, progress_bars, wanted_files
 
 BUNDLED = ("nano", "nano-base")
+_PACKAGE = Path(chatglm3.__file__).parent
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _MODELSCOPE = "modelscope:"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -58,7 +59,7 @@ def resolve(name: str | Path, *, revision: str | None = None, progress: bool = T
 
 
 def _bundled(name: str) -> Path:
-    folder = Path(chatglm3.__file__).parent / "assets" / name
+    folder = _PACKAGE / "assets" / name
     if not folder.is_dir():
         raise DownloadError(f"{name}: not in this installation of chatglm3; install the package again")
     return folder

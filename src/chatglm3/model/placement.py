@@ -7,10 +7,12 @@ order, so activations change device at few places.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 
 from chatglm3.errors import DeviceError
+from chatglm3.kernels.layout import shapes
 from chatglm3.model.config import ModelConfig
 from chatglm3.model.memory import free_memory
 
@@ -44,7 +46,7 @@ def choose_dtype(config: ModelConfig, device: torch.device, dtype: str | torch.d
 
     "auto" on CUDA and MPS is the checkpoint's 16-bit dtype (MPS: float16). On a CPU it is never float16, which few CPUs
     compute fast: bfloat16 where the CPU has instructions for it or float32 does not fit in memory, otherwise, and for
-    models under 500 MB, float32. float16 on a CPU works when asked for by name.
+    models under 500 MB or quantised in groups, float32. float16 on a CPU works when asked for by name.
     """
     if dtype != "auto":
         for name, named in _DTYPES.items():
@@ -57,21 +59,33 @@ def choose_dtype(config: ModelConfig, device: torch.device, dtype: str | torch.d
     if device.type == "mps":
         return torch.float16
     needed = weight_bytes(config, torch.float32)
-    if needed < _TINY_BYTES:
+    if config.quantization or needed < _TINY_BYTES:
         return torch.float32
     return torch.bfloat16 if _cpu_has_bfloat16() or needed > free_memory(device) else torch.float32
 
 
 def unit_bytes(config: ModelConfig, dtype: torch.dtype) -> list[int]:
     """Bytes of weights in each unit: embedding, layers, final norm with output layer."""
-    h, f, bits = config.hidden_size, config.ffn_hidden_size, config.quantization_bit
-    table = config.padded_vocab_size * h * dtype.itemsize
-    attention_out = config.num_attention_heads * config.kv_channels
-    matrices = config.qkv_size * h + attention_out * h + 3 * f * h
-    rows = config.qkv_size + h + 2 * f + h
-    small = (2 * h + config.add_qkv_bias * config.qkv_size) * dtype.itemsize
-    layer = small + (matrices * bits // 8 + rows * 2 if bits else matrices * dtype.itemsize)
-    return [table, *[layer] * config.num_layers, table + h * dtype.itemsize]
+    h, f, stored = config.hidden_size, config.ffn_hidden_size, config.quantization
+    bits = stored.bits if stored else config.quantization_bit
+    matrices = ((config.qkv_size, h), (h, config.num_attention_heads * config.kv_channels), (2 * f, h), (h, f))
+    layer = (2 * h + config.add_qkv_bias * config.qkv_size) * dtype.itemsize
+    layer += sum(_matrix_bytes(config, rows, columns, bits, dtype) for rows, columns in matrices)
+    embedding, output = (
+        _matrix_bytes(config, config.padded_vocab_size, h, table_bits, dtype)
+        for table_bits in ((stored.embedding_bits, stored.output_bits) if stored else (0, 0))
+    )
+    return [embedding, *[layer] * config.num_layers, output + h * dtype.itemsize]
+
+
+def _matrix_bytes(config: ModelConfig, rows: int, columns: int, bits: int, dtype: torch.dtype) -> int:
+    """Bytes of a weight of `bits` 4 or 8 with its scales, otherwise of `dtype`."""
+    if bits not in (4, 8):
+        return rows * columns * dtype.itemsize
+    if config.quantization is None:
+        return rows * columns * bits // 8 + rows * 2
+    codes, scales, row_scale = shapes(columns, rows, bits, config.quantization.group_size)
+    return prod(codes) + prod(scales) + 4 * prod(row_scale)
 
 
 def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from chatglm3.errors import CheckpointError
 from chatglm3.model.config import ModelConfig
+from chatglm3.model.tensor_file import TensorFile
 from chatglm3.model.transformer import ChatGLMModel
 
 _INDEX = "model.safetensors.index.json"
@@ -39,7 +38,7 @@ def save_model(model: ChatGLMModel, path: str | Path, *, max_shard_bytes: int = 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory, tensors, shards, _config(model))
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(
             f"{directory}: cannot save the model ({error}); free some space or choose another folder"
         ) from None
@@ -80,8 +79,9 @@ def _write(
     directory: Path, tensors: Mapping[str, Tensor], shards: Mapping[str, list[str]], config: ModelConfig
 ) -> None:
     for file, names in shards.items():
-        part = {name: tensors[name].contiguous().cpu() for name in names}
-        save_file(part, directory / (file + _TEMPORARY), metadata={"format": "pt"})
+        with TensorFile(directory / (file + _TEMPORARY), {name: tensors[name] for name in names}) as writer:
+            for name in names:
+                writer.write(name, tensors[name].detach())
     files = [*shards, "config.json"]
     if len(shards) > 1:
         write_index(directory / (_INDEX + _TEMPORARY), shards, sum(t.nbytes for t in tensors.values()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,12 @@ from torch import Tensor
 from chatglm3.errors import CheckpointError
 
 _CHUNK_BYTES = 64 << 20
+_ROWS = 16
 _FORMATS = (  # in order of preference: (index, file of an unsharded model)
     ("model.safetensors.index.json", "model.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin"),
 )
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -83,13 +84,26 @@ def list_file(file: Path) -> dict[str, TensorInfo]:
         raise _unreadable(file, error) from None
 
 
+def map_tensors(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors` file that stay in it: pages are read when they are used, and can be let go of.
+
+    The file must not be changed in place while they live; replacing it by another does no harm.
+    """
+    try:
+        with safe_open(file, "pt") as reader:
+            return {name: reader.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from None
+
+
 def read_rows(name: str, info: TensorInfo) -> Iterator[tuple[slice, Tensor]]:
     """The values of one tensor: rows of the first dimension and their values, about 64 MB at a time.
 
-    Let go of each piece before asking for the next, or its pages stay resident.
+    The number of rows is a multiple of 16, but for the last piece. Let go of each piece before asking for the next, or
+    its pages stay resident.
     """
     row_bytes = max(1, info.nbytes // info.shape[0])
-    step = max(1, _CHUNK_BYTES // row_bytes)
+    step = max(1, _CHUNK_BYTES // row_bytes // _ROWS) * _ROWS
     for start in range(0, info.shape[0], step):
         rows = slice(start, start + step)
         if info.file.suffix == ".bin":
@@ -125,9 +139,9 @@ def _list_by_index(index: Path) -> dict[str, TensorInfo]:
 
 def _dtype(header: Any, name: str, file: Path) -> torch.dtype:
     dtype = header.get_dtype()
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise CheckpointError(f"{file}: {name} is stored as {dtype}, which no ChatGLM3 model uses")
-    return _DTYPES[dtype]
+    return DTYPES[dtype]
 
 
 def _load_bin(file: Path) -> dict[str, Tensor]:

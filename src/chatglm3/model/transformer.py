@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from chatglm3.kernels.ops import apply_rope, attend, rms_norm, rope_table, swiglu
 from chatglm3.model.cache import Cache, ConcatCache
 from chatglm3.model.config import ModelConfig
-from chatglm3.model.linear import make_linear
+from chatglm3.model.linear import make_embedding, make_linear, make_output_layer
 from chatglm3.model.prefix_encoder import PrefixEncoder
 
 Segments = Sequence[tuple[Cache, int]]
@@ -66,9 +66,8 @@ class SelfAttention(nn.Module):
             config.multi_query_group_num,
             config.kv_channels,
         )
-        bits = config.quantization_bit
-        self.query_key_value = make_linear(config.hidden_size, config.qkv_size, bias=config.add_qkv_bias, bits=bits)
-        self.dense = make_linear(self.heads * self.width, config.hidden_size, bits=bits)
+        self.query_key_value = make_linear(config, config.hidden_size, config.qkv_size, bias=config.add_qkv_bias)
+        self.dense = make_linear(config, self.heads * self.width, config.hidden_size)
 
     def forward(self, x: Tensor, rope: Tensor, segments: Segments, key_mask: Tensor | None) -> Tensor:
         """`x` [b, s, h]; see `ChatGLMModel.hidden` for the rest."""
@@ -90,9 +89,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        bits = config.quantization_bit
-        self.dense_h_to_4h = make_linear(config.hidden_size, 2 * config.ffn_hidden_size, bits=bits)
-        self.dense_4h_to_h = make_linear(config.ffn_hidden_size, config.hidden_size, bits=bits)
+        self.dense_h_to_4h = make_linear(config, config.hidden_size, 2 * config.ffn_hidden_size)
+        self.dense_4h_to_h = make_linear(config, config.ffn_hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [b, s, h]."""
@@ -125,7 +123,7 @@ class Block(nn.Module):
 class _Embedding(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+        self.word_embeddings = make_embedding(config)
 
 
 class _Encoder(nn.Module):
@@ -141,7 +139,7 @@ class _Transformer(nn.Module):
         self.embedding = _Embedding(config)
         self.rotary_pos_emb = RotaryEmbedding(config)
         self.encoder = _Encoder(config)
-        self.output_layer = make_linear(config.hidden_size, config.padded_vocab_size)
+        self.output_layer = make_output_layer(config)
         if config.pre_seq_len is not None:
             self.prefix_encoder = PrefixEncoder(config, config.pre_seq_len)
 
@@ -170,7 +168,7 @@ class ChatGLMModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the activations."""
-        return self.transformer.embedding.word_embeddings.weight.dtype
+        return self.transformer.encoder.final_layernorm.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -201,7 +199,7 @@ class ChatGLMModel(nn.Module):
         false for keys that nobody may see; `collect` receives the embeddings and every block's output.
         """
         transformer = self.transformer
-        x = transformer.embedding.word_embeddings(input_ids)
+        x = transformer.embedding.word_embeddings(input_ids).to(self.dtype)
         rope = transformer.rotary_pos_emb(positions, self.dtype)
         for block in self.blocks:
             if collect is not None:
