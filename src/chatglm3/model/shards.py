@@ -20,6 +20,8 @@ from chatglm3.errors import CheckpointError
 
 _CHUNK_BYTES = 64 << 20
 _ROWS = 16
+SUMS = "chatglm3.sums"
+"""The key in a file's metadata: the sums of its integer tensors by name, in hexadecimal."""
 _FORMATS = (  # in order of preference: (index, file of an unsharded model)
     ("model.safetensors.index.json", "model.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin"),
@@ -85,15 +87,27 @@ def list_file(file: Path) -> dict[str, TensorInfo]:
 
 
 def map_tensors(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` file that stay in it: pages are read when they are used, and can be let go of.
+    """Tensors of a `.safetensors` file that stay in it: their pages are not copied, and can be let go of.
 
-    The file must not be changed in place while they live; replacing it by another does no harm.
+    Their sums are compared with those in the file's metadata, if it has them; `CheckpointError` if one differs. The
+    file must not be changed in place while they live; replacing it by another does no harm.
     """
     try:
         with safe_open(file, "pt") as reader:
-            return {name: reader.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
+            sums = json.loads((reader.metadata() or {}).get(SUMS, "{}"))
+            tensors = {name: reader.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(file, error) from None
+    for name, tensor in tensors.items():
+        if name in sums and f"{sum_words(tensor.flatten().view(torch.uint8)) % 2**64:016x}" != sums[name]:
+            raise CheckpointError(f"{file}: {name} has been changed since it was written; make or download it again")
+    return tensors
+
+
+def sum_words(data: Tensor) -> int:
+    """The sum of uint8 `data` [n] taken as 64-bit integers, modulo 2 ** 64; what is left at the end counts as bytes."""
+    words = data.numel() // 8 * 8
+    return int(data[:words].view(torch.int64).sum()) + int(data[words:].sum())
 
 
 def read_rows(name: str, info: TensorInfo) -> Iterator[tuple[slice, Tensor]]:

@@ -1,4 +1,8 @@
-"""Writing one `.safetensors` file: the header first, then values in any order, a few rows at a time."""
+"""Writing one `.safetensors` file: the header first, then values in any order, a few rows at a time.
+
+The header's metadata has the sum of each tensor of integers, so that a file which is mapped, and whose values nobody
+looks at, can be checked at the speed of reading it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chatglm3.model.shards import DTYPES
+from chatglm3.model.shards import DTYPES, SUMS, sum_words
 
 _ALIGNMENT = 64
+_DIGITS = 16  # hexadecimal, of a sum
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -26,7 +31,9 @@ class TensorFile:
         """`tensors` says names, shapes and dtypes; its values are not looked at, and may be on the device "meta"."""
         names = sorted(tensors, key=lambda name: tensors[name].nbytes % _ALIGNMENT != 0)  # stable: else in order
         self._starts: dict[str, int] = {}
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        self._sums = {name: 0 for name in names if tensors[name].dtype in (torch.uint8, torch.int8)}
+        metadata = {"format": "pt", **({SUMS: self._format_sums()} if self._sums else {})}
+        header: dict[str, object] = {"__metadata__": metadata}
         size = 0
         for name in names:
             tensor, start = tensors[name], size
@@ -38,6 +45,7 @@ class TensorFile:
             }
             self._starts[name] = start
         encoded = json.dumps(header, separators=(",", ":")).encode()
+        self._sums_at = 8 + encoded.find(json.dumps(self._format_sums()).encode())
         encoded += b" " * (-(8 + len(encoded)) % _ALIGNMENT)
         self._data = 8 + len(encoded)
         self._file = path.open("wb")
@@ -46,11 +54,23 @@ class TensorFile:
     def write(self, name: str, values: Tensor, first: int = 0) -> None:
         """Write `values` as the rows of the tensor `name` from `first` on."""
         row_bytes = values.nbytes // max(1, values.shape[0])
+        data = values.cpu().contiguous().flatten().view(torch.uint8)
+        if name in self._sums:
+            self._sums[name] += sum_words(data)
         self._file.seek(self._data + self._starts[name] + first * row_bytes)
-        self._file.write(values.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        self._file.write(data.numpy().data)
+
+    def _format_sums(self) -> str:
+        """A JSON object as a string, whose length does not depend on the sums."""
+        return json.dumps({name: f"{value % 2**64:0{_DIGITS}x}" for name, value in self._sums.items()})
 
     def __enter__(self) -> TensorFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        try:
+            if self._sums:
+                self._file.seek(self._sums_at)
+                self._file.write(json.dumps(self._format_sums()).encode())
+        finally:
+            self._file.close()
