@@ -94,7 +94,7 @@ def test_too_little_memory_names_the_numbers_in_one_line(monkeypatch: pytest.Mon
 
 def test_automatic_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_cpu(*, native: bool, free: int, config: ModelConfig = CHATGLM3_6B) -> torch.dtype:
-        monkeypatch.setattr(placement, "_cpu_has_bfloat16", lambda: native)
+        monkeypatch.setattr(placement, "_cpu_computes_bfloat16", lambda: native)
         monkeypatch.setattr(placement, "free_memory", lambda device: free * GIB)
         return choose_dtype(config, CPU)
 
@@ -123,12 +123,20 @@ def test_other_dtypes_are_refused(dtype: str | torch.dtype) -> None:
         choose_dtype(CONFIG, CPU, dtype)
 
 
-def test_the_cpu_is_asked_for_its_bfloat16_instructions() -> None:
+def test_vector_kernels_make_bfloat16_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    for isa, fast in (("avx512", True), ("avx2", True), ("portable", False), ("torch", False)):
+        monkeypatch.setattr(placement.native, "isa", lambda isa=isa: isa)
+        assert placement._cpu_computes_bfloat16() == fast
+
+
+def test_the_cpu_is_asked_for_its_bfloat16_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement.native, "isa", lambda: "torch")
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     if "avx2" not in flags or not hasattr(torch.cpu, "get_capabilities"):
         pytest.skip("knows only x86 under Linux")
-    assert placement._cpu_has_bfloat16() == ("avx512_bf16" in flags or "amx_bf16" in flags)
+    assert placement._cpu_computes_bfloat16() == ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
 def test_devices_that_do_not_exist_are_refused() -> None:

@@ -12,6 +12,7 @@ from math import prod
 import torch
 
 from chatglm3.errors import DeviceError
+from chatglm3.kernels import native
 from chatglm3.kernels.layout import shapes
 from chatglm3.model.config import ModelConfig
 from chatglm3.model.memory import free_memory
@@ -45,8 +46,8 @@ def choose_dtype(config: ModelConfig, device: torch.device, dtype: str | torch.d
     """The dtype of weights and activations. Raises `DeviceError` for one that is none of float32, float16 and bfloat16.
 
     "auto" on CUDA and MPS is the checkpoint's 16-bit dtype (MPS: float16). On a CPU it is never float16, which few CPUs
-    compute fast: bfloat16 where the CPU has instructions for it or float32 does not fit in memory, otherwise, and for
-    models under 500 MB or quantised in groups, float32. float16 on a CPU works when asked for by name.
+    compute fast: bfloat16 where the native kernels use vectors, the CPU has instructions for it, or float32 does not fit
+    in memory; otherwise, and for models under 500 MB or quantised in groups, float32. float16 on a CPU works when asked for by name.
     """
     if dtype != "auto":
         for name, named in _DTYPES.items():
@@ -61,7 +62,7 @@ def choose_dtype(config: ModelConfig, device: torch.device, dtype: str | torch.d
     needed = weight_bytes(config, torch.float32)
     if config.quantization or needed < _TINY_BYTES:
         return torch.float32
-    return torch.bfloat16 if _cpu_has_bfloat16() or needed > free_memory(device) else torch.float32
+    return torch.bfloat16 if _cpu_computes_bfloat16() or needed > free_memory(device) else torch.float32
 
 
 def unit_bytes(config: ModelConfig, dtype: torch.dtype) -> list[int]:
@@ -150,8 +151,10 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def _cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 with instructions of its own; false where torch is too old to tell."""
+def _cpu_computes_bfloat16() -> bool:
+    """Whether bfloat16 is faster than float32: with vector kernels, which read half, or instructions of its own."""
+    if native.isa() in ("avx2", "avx512"):
+        return True
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return native and bool(torch.backends.mkldnn.enabled)
+    has_instructions = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return has_instructions and bool(torch.backends.mkldnn.enabled)
