@@ -89,6 +89,9 @@ void rms_norm(const Kernels& kernels, unsigned threads, const float* x, const fl
 void swiglu(const Kernels& kernels, unsigned threads, const float* x, size_t rows, size_t width, float* out);
 void attend(const Kernels& kernels, unsigned threads, const Attention& first, size_t stride, const float* queries,
             size_t heads, size_t groups, float* out);
+void add(unsigned threads, const float* a, const float* b, size_t count, float* out);
+// Rows of a quantised weight, multiplied out: [count, inputs].
+void embed(const GroupedWeight& w, size_t inputs, const int64_t* rows, size_t count, float* out);
 // Adjacent pairs of the first 2 * pairs numbers of each head turned by a row [pairs, 2] of cosines and sines.
 void rope(const float* x, size_t tokens, size_t token_stride, size_t heads, size_t width, const float* table,
           size_t pairs, float* out);

@@ -48,6 +48,29 @@ void attend(const Kernels& kernels, unsigned threads, const Attention& first, si
   });
 }
 
+void add(unsigned threads, const float* a, const float* b, size_t count, float* out) {
+  parallel_for(threads, ceil_div(count, kTaskNumbers), [&](size_t task) {
+    const size_t end = std::min(count, (task + 1) * kTaskNumbers);
+    for (size_t i = task * kTaskNumbers; i < end; ++i) out[i] = a[i] + b[i];
+  });
+}
+
+void embed(const GroupedWeight& w, size_t inputs, const int64_t* rows, size_t count, float* out) {
+  const int zero = w.bits == 4 ? 8 : 128;
+  for (size_t n = 0; n < count; ++n, out += inputs) {
+    const size_t tile = rows[n] / kTile, row = rows[n] % kTile;
+    const uint8_t* codes = w.codes + tile * w.tile_bytes() + 4 * row;
+    for (size_t i = 0; i < inputs; ++i) {
+      const size_t group = i / w.group_size, within = i % kBlock;  // chunks hold 4 inputs; at 4 bits the other half's too
+      const size_t chunk = w.bits == 4 ? i / kBlock * 4 + within % 16 / 4 : i / 4;
+      const uint8_t code = codes[chunk * kChunk + i % 4];
+      const int value = w.bits == 8 ? code : within < 16 ? code & 15 : code >> 4;
+      const float scale = w.row_scale[rows[n]] * w.scales[(tile * w.groups + group) * kTile + row];
+      out[i] = static_cast<float>(value - zero) * scale;
+    }
+  }
+}
+
 void rope(const float* x, size_t tokens, size_t token_stride, size_t heads, size_t width, const float* table,
           size_t pairs, float* out) {
   for (size_t token = 0; token < tokens; ++token, x += token_stride, table += 2 * pairs) {

@@ -57,6 +57,16 @@ void gate(uintptr_t x, size_t rows, size_t width, uintptr_t out, unsigned thread
   swiglu(*chosen.load(), threads, at<float>(x), rows, width, at<float>(out));
 }
 
+void sum(uintptr_t a, uintptr_t b, size_t count, uintptr_t out, unsigned threads) {
+  add(threads, at<float>(a), at<float>(b), count, at<float>(out));
+}
+
+void lookup(uintptr_t codes, uintptr_t scales, uintptr_t row_scale, size_t groups, size_t group_size, int bits,
+            size_t inputs, uintptr_t rows, size_t count, uintptr_t out) {
+  const GroupedWeight weight{at<uint8_t>(codes), at<int8_t>(scales), at<float>(row_scale), groups, group_size, bits};
+  embed(weight, inputs, at<int64_t>(rows), count, at<float>(out));
+}
+
 void rotate(uintptr_t x, size_t tokens, size_t token_stride, size_t heads, size_t width, uintptr_t table, size_t pairs,
             uintptr_t out) {
   rope(at<float>(x), tokens, token_stride, heads, width, at<float>(table), pairs, at<float>(out));
@@ -77,6 +87,8 @@ NB_MODULE(_native, m) {
   m.def("chosen", [] { return chosen.load()->name; });
   m.def("grouped_linear", &grouped, release());
   m.def("dense_linear", &dense, release());
+  m.def("add", &sum, release());
+  m.def("embed", &lookup, release());
   m.def("rms_norm", &norm, release());
   m.def("swiglu", &gate, release());
   m.def("apply_rope", &rotate, release());

@@ -11,7 +11,7 @@
 namespace chatglm3 {
 namespace {
 
-constexpr auto kLookout = std::chrono::microseconds(100);
+constexpr auto kLookout = std::chrono::microseconds(300);
 constexpr unsigned kPausesPerLook = 32;
 constexpr unsigned kClosed = 1u << 31;
 

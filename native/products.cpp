@@ -8,16 +8,18 @@
 namespace chatglm3 {
 namespace {
 
-constexpr size_t kTaskBytes = 256 << 10;  // of weights: fits a level-2 cache beside the activations
+constexpr size_t kBlockBytes = 256 << 10;   // of weights for many vectors: fits a level-2 cache beside the activations
+constexpr size_t kStreamBytes = 1024 << 10;  // for few: each start of a stream waits for memory
+constexpr size_t kFewVectors = 4;
 constexpr size_t kDenseVectors = 4;
 constexpr size_t kDenseInputs = 2048;  // 4 vectors of so many floats fit a level-1 cache
 
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
-// Rows (or tiles) a task, for `count` of them of `bytes` each: a cache full, but enough tasks for every thread.
-size_t share(size_t count, size_t bytes, unsigned threads) {
-  const size_t fair = ceil_div(count, 4 * threads);
-  return std::max<size_t>(1, std::min(kTaskBytes / std::max<size_t>(bytes, 1), fair));
+// Rows (or tiles) a task, for `count` of them of `bytes` each: not too few bytes, but enough tasks for every thread.
+size_t share(size_t count, size_t bytes, size_t vectors, unsigned threads) {
+  const size_t fair = ceil_div(count, 4 * threads), wanted = vectors > kFewVectors ? kBlockBytes : kStreamBytes;
+  return std::max<size_t>(1, std::min(wanted / std::max<size_t>(bytes, 1), fair));
 }
 
 }  // namespace
@@ -34,7 +36,7 @@ void grouped_linear(const Kernels& kernels, unsigned threads, const GroupedWeigh
   });
   const Activations activations{codes.data(), scales.data(), offsets.data()};
   const size_t tiles = ceil_div(out.features, kTile);
-  const size_t step = share(tiles, w.tile_bytes(), threads);
+  const size_t step = share(tiles, w.tile_bytes(), vectors, threads);
   parallel_for(threads, ceil_div(tiles, step), [&](size_t task) {
     const size_t end = std::min(tiles, (task + 1) * step);
     for (size_t first = 0; first < vectors; first += kernels.vectors) {
@@ -47,7 +49,7 @@ void grouped_linear(const Kernels& kernels, unsigned threads, const GroupedWeigh
 void dense_linear(const Kernels& kernels, unsigned threads, const DenseWeight& w, const float* x, size_t vectors,
                   const Output& out) {
   const size_t element = w.type == Type::kFloat32 ? sizeof(float) : sizeof(uint16_t);
-  const size_t step = share(out.features, std::min(w.inputs, kDenseInputs) * element, threads);
+  const size_t step = share(out.features, std::min(w.inputs, kDenseInputs) * element, vectors, threads);
   const size_t depth = vectors > kDenseVectors ? kDenseInputs : w.inputs;
   parallel_for(threads, ceil_div(out.features, step), [&](size_t task) {
     const size_t row = task * step, row_end = std::min(out.features, row + step);

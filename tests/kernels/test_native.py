@@ -73,6 +73,13 @@ def test_rms_norm(isa: str, width: int, use: Use) -> None:
 
 
 @on_each
+def test_add(isa: str, use: Use) -> None:
+    use(isa)
+    a, b = torch.randn(2, 20000, 3).transpose(1, 2), torch.randn(2, 3, 20000)
+    assert torch.equal(ops.add(a, b), a + b)
+
+
+@on_each
 @pytest.mark.parametrize("width", [1, 7, 64, 131])
 def test_swiglu(isa: str, width: int, use: Use) -> None:
     x = torch.randn(3, 2 * width) * 20

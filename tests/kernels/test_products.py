@@ -192,6 +192,19 @@ def test_a_forked_process_has_a_pool_of_its_own() -> None:
         torch.set_num_threads(before)
 
 
+@on_each
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_rows_are_looked_up(isa: str, bits: int, group_size: int, use: Use) -> None:
+    use(isa)
+    weight = random_weight(torch.Generator().manual_seed(0), 50, 300, bits, group_size)
+    ids = torch.tensor([[49, 0, 17], [17, 31, 16]])
+    torch.testing.assert_close(products.embed(ids, weight), dequantize(weight, torch.float32)[ids])
+    for bad in (-1, 50):
+        with pytest.raises(IndexError, match="the weight has 50 rows"):
+            products.embed(torch.tensor([3, bad]), weight)
+
+
 @needs_native
 def test_gradients_go_through_torch() -> None:
     weight = random_weight(torch.Generator().manual_seed(0), 20, 40, 4, 32)

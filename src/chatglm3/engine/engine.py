@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -183,10 +184,12 @@ class Engine:
             hidden = self._forward(parts)
             if ready:
                 chosen = [sequence for sequence, _ in ready]
-                self._choose(chosen, self._next_logits(hidden[[end for _, end in ready]], chosen))
+                ends = [end for _, end in ready]
+                last = hidden if len(ends) == len(hidden) else hidden[ends]
+                self._choose(chosen, self._next_logits(last, chosen))
 
     def _choose(self, sequences: Sequence[RunningSequence], logits: Tensor) -> None:
-        greedy: list[int] = logits.argmax(-1).tolist()
+        greedy: list[int] = logits.numpy().argmax(-1).tolist()
         for sequence, scores, best in zip(sequences, logits, greedy, strict=True):
             token = best if sequence.sampler.takes_argmax else sequence.sampler.choose(scores)
             sequence.accept(token, sequence.sampler.logprobs(scores, token))
@@ -287,7 +290,9 @@ class Engine:
     def _logits(self, hidden: Tensor, context: Callable[[int], Sequence[int]]) -> Tensor:
         """fp32 scores `[n, vocab_size]` on the CPU; `context(row)`, the tokens up to it, serves the diagnosis."""
         logits = self.model.logits(hidden)[..., : self.vocab_size].float().cpu()
-        if not torch.isfinite(logits.sum()):  # a sum of finite scores may overflow, so look again
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = logits.numpy().sum()
+        if not np.isfinite(total):  # a sum of finite scores may overflow, so look again
             finite = torch.isfinite(logits).all(-1)
             if not finite.all():
                 raise NumericsError(first_bad_module(self.model, context(int(finite.int().argmin()))))

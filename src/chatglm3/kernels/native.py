@@ -115,6 +115,35 @@ def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.view(*x.shape[:-1], -1).to(x.dtype)
 
 
+def embed(weight: GroupedWeight, ids: Tensor) -> Tensor:
+    """Rows of a packed weight as float32: `ids` int64 [...], each of them a row of the weight, to [..., in]."""
+    ids = ids.contiguous()
+    codes, scales, row_scale = weight.codes, weight.scales, weight.row_scale
+    _check_contiguous(codes, scales, row_scale)
+    out = torch.empty(*ids.shape, weight.in_features)
+    _extension().embed(
+        codes.data_ptr(),
+        scales.data_ptr(),
+        row_scale.data_ptr(),
+        codes.shape[1],
+        weight.group_size,
+        weight.bits,
+        weight.in_features,
+        ids.data_ptr(),
+        ids.numel(),
+        out.data_ptr(),
+    )
+    return out
+
+
+def add(a: Tensor, b: Tensor) -> Tensor:
+    """`ops.add` of float32 tensors of one shape."""
+    a, b = a.contiguous(), b.contiguous()
+    out = torch.empty_like(a)
+    _extension().add(a.data_ptr(), b.data_ptr(), a.numel(), out.data_ptr(), torch.get_num_threads())
+    return out
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`ops.rms_norm` of float32 tensors."""
     x, width = x.contiguous(), x.shape[-1]

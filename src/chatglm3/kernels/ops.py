@@ -46,6 +46,13 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     return torch.cat((rotated.flatten(-2), x[..., 2 * pairs :]), dim=-1)
 
 
+def add(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of two tensors of one shape."""
+    if a.shape == b.shape and native.runs_in_float32(a, b):
+        return native.add(a, b)
+    return a + b
+
+
 def swiglu(x: Tensor) -> Tensor:
     """SiLU of the first half of the last dimension times the second half."""
     if native.runs_in_float32(x):

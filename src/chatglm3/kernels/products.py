@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from chatglm3.kernels import native
-from chatglm3.kernels.layout import GroupedWeight, dequantize
+from chatglm3.kernels.layout import GroupedWeight, dequantize, dequantize_rows
 
 _HALF = (torch.float16, torch.bfloat16)
 _FEW = 16
@@ -19,6 +19,18 @@ def grouped_linear(x: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Ten
     if native.runs_on(x, weight.codes, bias):
         return native.grouped_linear(x, weight, bias)
     return F.linear(x, dequantize(weight, x.dtype), bias)
+
+
+def embed(ids: Tensor, weight: GroupedWeight) -> Tensor:
+    """Rows of a weight [rows, width] quantised in groups: `ids` [...] to float32 [..., width].
+
+    Raises IndexError for a row that is not there (on a CPU).
+    """
+    if not native.runs_on(ids, weight.codes):
+        return dequantize_rows(weight, ids, torch.float32)
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < weight.out_features:
+        raise IndexError(f"row out of range: the weight has {weight.out_features} rows")
+    return native.embed(weight, ids.long())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

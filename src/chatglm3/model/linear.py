@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from chatglm3.errors import CheckpointError
 from chatglm3.kernels import products
-from chatglm3.kernels.layout import GroupedWeight, dequantize_rows, shapes
+from chatglm3.kernels.layout import GroupedWeight, shapes
 from chatglm3.model.config import ModelConfig
 
 GROUPED_TENSORS = ("weight", "weight_scale", "row_scale")
@@ -126,7 +126,7 @@ class GroupedEmbedding(Grouped):
 
     def forward(self, ids: Tensor) -> Tensor:
         """`ids` [...] to float32 [..., width]."""
-        return dequantize_rows(self.packed, ids, torch.float32)
+        return products.embed(ids, self.packed)
 
 
 def make_linear(config: ModelConfig, in_features: int, out_features: int, *, bias: bool = False) -> nn.Module:

@@ -46,8 +46,9 @@ def choose_dtype(config: ModelConfig, device: torch.device, dtype: str | torch.d
     """The dtype of weights and activations. Raises `DeviceError` for one that is none of float32, float16 and bfloat16.
 
     "auto" on CUDA and MPS is the checkpoint's 16-bit dtype (MPS: float16). On a CPU it is never float16, which few CPUs
-    compute fast: bfloat16 where the native kernels use vectors, the CPU has instructions for it, or float32 does not fit
-    in memory; otherwise, and for models under 500 MB or quantised in groups, float32. float16 on a CPU works when asked for by name.
+    compute fast: it is bfloat16 where the native kernels use vectors, the CPU has instructions for it, or float32 does
+    not fit in memory; otherwise, and for models under 500 MB or quantised in groups, float32. float16 on a CPU works
+    when asked for by name.
     """
     if dtype != "auto":
         for name, named in _DTYPES.items():

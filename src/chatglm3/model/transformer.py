@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from chatglm3.kernels.ops import apply_rope, attend, rms_norm, rope_table, swiglu
+from chatglm3.kernels.ops import add, apply_rope, attend, rms_norm, rope_table, swiglu
 from chatglm3.model.cache import Cache, ConcatCache
 from chatglm3.model.config import ModelConfig
 from chatglm3.model.linear import make_embedding, make_linear, make_output_layer
@@ -115,9 +115,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, segments: Segments, key_mask: Tensor | None) -> Tensor:
         """`x` [b, s, h] through the block."""
-        x = x + self.self_attention(self.input_layernorm(x), rope, segments, key_mask)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+        x = add(x, self.self_attention(self.input_layernorm(x), rope, segments, key_mask))
+        return add(x, self.mlp(self.post_attention_layernorm(x)))
 
 
 class _Embedding(nn.Module):
