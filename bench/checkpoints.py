@@ -10,16 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from chatglm3.model.quantization import Quantization
 from chatglm3.model.quantize_checkpoint import quantize_checkpoint
-from chatglm3.model.saving import plan_shards, save_model, write_config, write_index
+from chatglm3.model.saving import save_model, write_config
+from chatglm3.model.tensor_file import TensorFile
 from chatglm3.model.transformer import ChatGLMModel
 from random_model import random_model, real_config
-
-_SHARD_BYTES = 1_990_000_000
 
 
 def half_checkpoint(folder: Path, layers: int) -> Path:
@@ -67,12 +65,9 @@ def random_quantized_checkpoint(folder: Path, layers: int, bits: int) -> Path:
     config = replace(real_config(layers), quantization=Quantization(bits), torch_dtype="bfloat16")
     with torch.device("meta"):
         tensors = ChatGLMModel(config).bfloat16().state_dict()
-    shards = plan_shards({name: tensor.nbytes for name, tensor in tensors.items()}, _SHARD_BYTES)
-    for file, names in shards.items():
-        save_file({name: _random_like(name, tensors[name]) for name in names}, path / file, metadata={"format": "pt"})
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        write_index(path / "model.safetensors.index.json", shards, total)
+    with TensorFile(path / "model.safetensors", tensors) as file:  # with sums, as `chatglm3 quantize` writes it
+        for name, tensor in tensors.items():
+            file.write(name, _random_like(name, tensor))
     write_config(path / "config.json", config)
     return path
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-import gguf
 import numpy as np
 import torch
 from torch import Tensor
 
 import chatglm3
+from chatglm3.kernels.layout import dequantize
+from chatglm3.model.grouping import group_rows
 from chatglm3.prompt import completion_prompt
 
 BITS = (4, 8)
@@ -51,8 +52,7 @@ def _nano_matrices() -> Iterator[Tensor]:
 
 
 def _errors(matrices: Iterator[Tensor]) -> tuple[float, float]:
-    from chatglm3.kernels.layout import dequantize
-    from chatglm3.model.grouping import group_rows
+    import gguf
 
     ours, theirs = Error(), Error()
     kind = gguf.GGMLQuantizationType.Q4_0
