@@ -41,10 +41,11 @@ struct DenseWeight {  // [rows, inputs], row by row
   Type type;
 };
 
-struct Attention {  // one token's queries over `keys` tokens; rows of keys and values follow each other
-  const float* keys;
-  const float* values;
+struct Attention {  // one token's queries over `count` tokens; rows of keys and values follow each other
+  const void* keys;
+  const void* values;
   size_t count, width;
+  Type type;    // of keys and values
   float scale;  // on the products of queries and keys
 };
 
@@ -83,7 +84,7 @@ void grouped_linear(const Kernels& kernels, unsigned threads, const GroupedWeigh
 void dense_linear(const Kernels& kernels, unsigned threads, const DenseWeight& w, const float* x, size_t vectors,
                   const Output& out);
 // Rows [rows, width] normalised; rows [rows, 2 * width] through SwiGLU; one token's heads over a cache whose key/value
-// heads are `stride` floats apart.
+// heads are `stride` numbers apart.
 void rms_norm(const Kernels& kernels, unsigned threads, const float* x, const float* weight, float eps, size_t rows,
               size_t width, float* out);
 void swiglu(const Kernels& kernels, unsigned threads, const float* x, size_t rows, size_t width, float* out);

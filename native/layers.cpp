@@ -40,8 +40,10 @@ void attend(const Kernels& kernels, unsigned threads, const Attention& first, si
   parallel_for(small ? 1 : threads, groups * parts, [&](size_t task) {
     const size_t group = task / parts, head = task % parts * kTaskHeads;
     const size_t count = std::min(kTaskHeads, together - head);
-    const Attention own{first.keys + group * stride, first.values + group * stride, first.count, first.width,
-                        first.scale};
+    const size_t offset = group * stride * (first.type == Type::kFloat32 ? sizeof(float) : sizeof(uint16_t));
+    Attention own = first;
+    own.keys = static_cast<const char*>(first.keys) + offset;
+    own.values = static_cast<const char*>(first.values) + offset;
     std::vector<float> scores(count * first.count);
     const size_t at = (group * together + head) * first.width;
     kernels.attend(own, queries + at, count, scores.data(), out + at);

@@ -73,8 +73,8 @@ void rotate(uintptr_t x, size_t tokens, size_t token_stride, size_t heads, size_
 }
 
 void attention(uintptr_t queries, size_t heads, uintptr_t keys, uintptr_t values, size_t groups, size_t stride,
-               size_t count, size_t width, float scale, uintptr_t out, unsigned threads) {
-  const Attention first{at<float>(keys), at<float>(values), count, width, scale};
+               size_t count, size_t width, int type, float scale, uintptr_t out, unsigned threads) {
+  const Attention first{at<void>(keys), at<void>(values), count, width, static_cast<Type>(type), scale};
   attend(*chosen.load(), threads, first, stride, at<float>(queries), heads, groups, at<float>(out));
 }
 

@@ -212,28 +212,34 @@ struct Tile {
   // Softmax attention in three passes: products with the keys, their exponentials, and the mean of the values.
   static void attend(const Attention& attention, const float* queries, size_t heads, float* scores, float* out) {
     const size_t count = attention.count;
-    const DenseWeight keys{attention.keys, attention.width, Type::kFloat32};
+    const DenseWeight keys{attention.keys, attention.width, attention.type};
     std::memset(scores, 0, heads * count * sizeof(float));
     dense(keys, 0, count, 0, attention.width, queries, heads, Output{scores, count, count, nullptr});
     for (size_t h = 0; h < heads; ++h) Elementwise<Isa>::softmax(scores + h * count, count, attention.scale);
-    mix<4>(attention, scores, heads, out);
+    switch (attention.type) {
+      case Type::kFloat32: return mix<Type::kFloat32, 4>(attention, scores, heads, out);
+      case Type::kFloat16: return mix<Type::kFloat16, 4>(attention, scores, heads, out);
+      case Type::kBFloat16: return mix<Type::kBFloat16, 4>(attention, scores, heads, out);
+    }
   }
 
   // out[h] = sum over t of weights[h, t] * values[t]
-  template <int kHeads>
+  template <Type kType, int kHeads>
   static void mix(const Attention& attention, const float* weights, size_t heads, float* out) {
     if (heads != kHeads) {
-      if constexpr (kHeads > 1) mix<kHeads - 1>(attention, weights, heads, out);
+      if constexpr (kHeads > 1) mix<kType, kHeads - 1>(attention, weights, heads, out);
       return;
     }
+    using Element = std::conditional_t<kType == Type::kFloat32, float, uint16_t>;
+    const Element* values = static_cast<const Element*>(attention.values);
     const size_t count = attention.count, width = attention.width;
     size_t i = 0;
     for (; i + 2 * Isa::kLanes <= width; i += 2 * Isa::kLanes) {
       typename Isa::Wide sum[kHeads][2];
       for (auto& of_head : sum) of_head[0] = of_head[1] = Isa::zero_wide();
       for (size_t t = 0; t < count; ++t) {
-        const float* value = attention.values + t * width + i;
-        const auto first = Isa::load_wide(value), second = Isa::load_wide(value + Isa::kLanes);
+        const Element* value = values + t * width + i;
+        const auto first = load<kType>(value), second = load<kType>(value + Isa::kLanes);
         for (int h = 0; h < kHeads; ++h) {
           const auto weight = Isa::set_wide(weights[h * count + t]);
           sum[h][0] = Isa::fma(weight, first, sum[h][0]);
@@ -248,7 +254,7 @@ struct Tile {
     for (; i < width; ++i) {
       for (int h = 0; h < kHeads; ++h) {
         float sum = 0;
-        for (size_t t = 0; t < count; ++t) sum += weights[h * count + t] * attention.values[t * width + i];
+        for (size_t t = 0; t < count; ++t) sum += weights[h * count + t] * to_float<kType>(values[t * width + i]);
         out[h * width + i] = sum;
       }
     }

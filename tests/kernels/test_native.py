@@ -101,17 +101,28 @@ def test_rope_of_a_slice_of_the_projection(isa: str, use: Use) -> None:
 
 
 @on_each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("heads", "groups", "width", "count"), [(32, 2, 128, 300), (6, 2, 20, 1), (5, 1, 7, 33)])
 def test_attention_of_one_token(
-    isa: str, batch: int, heads: int, groups: int, width: int, count: int, use: Use
+    isa: str, batch: int, heads: int, groups: int, width: int, count: int, dtype: torch.dtype, use: Use
 ) -> None:
-    q = torch.randn(batch, 1, heads, width) * 3
-    cache = torch.randn(2, batch, groups, count + 5, width)[:, :, :, :count]
+    q = (torch.randn(batch, 1, heads, width) * 3).to(dtype)
+    cache = torch.randn(2, batch, groups, count + 5, width).to(dtype)[:, :, :, :count]
     use("torch")
-    expected = ops.attend(q, *cache)
+    expected = ops.attend(q.float(), *cache.float())
     use(isa)
-    torch.testing.assert_close(ops.attend(q, *cache), expected, rtol=1e-4, atol=1e-5)
+    result = ops.attend(q, *cache)
+    assert result.dtype == dtype
+    step = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    torch.testing.assert_close(result.float(), expected, rtol=step, atol=step)
+
+
+@pytest.mark.parametrize("size", [10, 32768, 65024, 600_000])
+def test_conversion_in_pieces(size: int) -> None:
+    x = torch.randn(2, size)[:, : size - 3]
+    assert torch.equal(native.convert(x, torch.bfloat16), x.bfloat16())
+    assert torch.equal(native.convert(x.bfloat16(), torch.float32), x.bfloat16().float())
 
 
 @on_each

@@ -22,6 +22,7 @@ from chatglm3.engine.prefix import PrefixStore, common_prefix
 from chatglm3.engine.sampling import Sampler, require_known
 from chatglm3.engine.sequence import EndReason, Generation, Request, RunningSequence
 from chatglm3.errors import ChatGLMError, ContextLengthError, NumericsError, SamplingError
+from chatglm3.kernels.native import convert
 from chatglm3.model.cache import KVCache
 from chatglm3.model.transformer import ChatGLMModel
 
@@ -289,7 +290,7 @@ class Engine:
 
     def _logits(self, hidden: Tensor, context: Callable[[int], Sequence[int]]) -> Tensor:
         """fp32 scores `[n, vocab_size]` on the CPU; `context(row)`, the tokens up to it, serves the diagnosis."""
-        logits = self.model.logits(hidden)[..., : self.vocab_size].float().cpu()
+        logits = convert(self.model.logits(hidden)[..., : self.vocab_size], torch.float32).cpu()
         with np.errstate(over="ignore", invalid="ignore"):
             total = logits.numpy().sum()
         if not np.isfinite(total):  # a sum of finite scores may overflow, so look again

@@ -21,7 +21,10 @@ from chatglm3.kernels.layout import GroupedWeight
 _EXTENSION = "chatglm3.kernels._native"
 _VARIABLE = "CHATGLM3_KERNELS"
 TORCH = "torch"
+_PIECE, _FEW_PIECES = 32768, 16  # numbers; torch computes no more on one thread
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+DTYPES = frozenset(_TYPES)
+"""Of weights that are not quantised, keys and values."""
 
 
 def built() -> bool:
@@ -94,7 +97,7 @@ def grouped_linear(x: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Ten
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    return out.view(*x.shape[:-1], -1).to(x.dtype)
+    return convert(out, x.dtype).view(*x.shape[:-1], -1)
 
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -112,7 +115,7 @@ def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    return out.view(*x.shape[:-1], -1).to(x.dtype)
+    return convert(out, x.dtype).view(*x.shape[:-1], -1)
 
 
 def embed(weight: GroupedWeight, ids: Tensor) -> Tensor:
@@ -173,10 +176,10 @@ def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`ops.attend` of float32 tensors with s = 1."""
+    """`ops.attend` of tensors of one dtype with s = 1, computed in float32."""
     b, _, heads, width = q.shape
     groups, count = k.shape[1], k.shape[2]
-    q = q.contiguous()
+    dtype, q = q.dtype, q.float().contiguous()
     out = torch.empty(b, 1, heads * width)
     for i in range(b):
         _extension().attend(
@@ -188,10 +191,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             k.stride(1),
             count,
             width,
+            _TYPES[k.dtype],
             width**-0.5,
             out[i].data_ptr(),
             torch.get_num_threads(),
         )
+    return out.to(dtype)
+
+
+def convert(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in another dtype; a few rows in pieces so small that torch does not share them out to its own pool."""
+    if x.dtype == dtype or x.device.type != "cpu" or x.numel() > _FEW_PIECES * _PIECE:
+        return x.to(dtype)
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    flat, target = x.reshape(-1), out.view(-1)
+    for start in range(0, flat.numel(), _PIECE):
+        target[start : start + _PIECE].copy_(flat[start : start + _PIECE])
     return out
 
 

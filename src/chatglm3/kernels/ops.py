@@ -70,7 +70,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> T
     """
     b, s, heads, d = q.shape
     groups, t = k.shape[1], k.shape[2]
-    if s == 1 and key_mask is None and _rows_follow(k, v) and native.runs_in_float32(q, k, v):
+    if s == 1 and key_mask is None and _rows_follow(k, v) and native.runs_on(q, k, v):
         return native.attend(q, k, v)
     if s == 1:
         visible = None if key_mask is None else key_mask[:, None, None, :]
@@ -88,7 +88,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> T
 
 def _rows_follow(k: Tensor, v: Tensor) -> bool:
     """Whether the tokens of each key/value head lie one behind the other, as they do in a `KVCache`."""
-    return k.stride() == v.stride() and k.stride()[2:] == (k.shape[3], 1)
+    return k.dtype in native.DTYPES and k.stride() == v.stride() and k.stride()[2:] == (k.shape[3], 1)
 
 
 def _attend_block(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, start: int) -> Tensor:
