@@ -9,7 +9,7 @@
 namespace chatglm3 {
 namespace {
 
-constexpr size_t kTaskNumbers = 16384;  // below, waking another thread costs more than it saves
+constexpr size_t kTaskNumbers = 4096;  // below, handing work to another thread costs more than it saves
 constexpr size_t kTaskHeads = 4;
 
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
