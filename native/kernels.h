@@ -9,7 +9,6 @@ namespace chatglm3 {
 constexpr size_t kTile = 16;        // rows of a weight that are stored together
 constexpr size_t kBlock = 32;       // inputs that are stored together; a group is one or more blocks
 constexpr size_t kChunk = 64;       // bytes: four inputs of sixteen rows (eight at 4 bits)
-constexpr size_t kMostVectors = 8;  // activation vectors that one call of a product takes
 
 struct GroupedWeight {  // [tiles * 16, groups * group_size], scale of (row, group) = row_scale * scales
   const uint8_t* codes;

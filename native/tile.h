@@ -2,9 +2,9 @@
 //
 // Isa has: Int and Float, sixteen lanes, with zero(), add, to_float, fma, mul, set and store; Codes<bits>, which loads a
 // chunk of weights; Dot<bits>, which adds the products of a chunk with four activations to a sum that Isa may keep
-// narrow for one block, and says which zero point of the codes is left in it (kZero). For half
-// precision it has Wide, kLanes floats, with load_wide, load_half, zero_wide, fma, add and reduce. Everything here is a template on Isa, so that no two instruction sets share an
-// instantiation.
+// narrow for one block, and says which zero point of the codes is left in it (kZero). For dense weights it has Wide,
+// kLanes floats, with load_wide, load_half, zero_wide, set_wide, store_wide, fma, add and reduce. Everything here is a
+// template on Isa, so that no two instruction sets share an instantiation.
 #pragma once
 
 #include <cstring>
@@ -260,7 +260,10 @@ struct Tile {
     }
   }
 
-  static constexpr Kernels table(const char* name) { return {name,  Isa::kVectors, quantize, grouped, dense, Elementwise<Isa>::rms_norm, Elementwise<Isa>::swiglu, attend}; }
+  static constexpr Kernels table(const char* name) {
+    using Rows = Elementwise<Isa>;
+    return {name, Isa::kVectors, quantize, grouped, dense, Rows::rms_norm, Rows::swiglu, attend};
+  }
 };
 
 }  // namespace chatglm3

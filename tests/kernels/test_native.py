@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from isas import NATIVE, needs_native, on_each
+from weights import random_weight
 
 from chatglm3.errors import DeviceError
 from chatglm3.kernels import native, ops
@@ -116,6 +117,26 @@ def test_attention_of_one_token(
     assert result.dtype == dtype
     step = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
     torch.testing.assert_close(result.float(), expected, rtol=step, atol=step)
+
+
+@needs_native
+def test_what_does_not_fit_is_refused() -> None:
+    weight = random_weight(torch.Generator().manual_seed(0), 20, 40, 4, 32)
+    x, bias = torch.zeros(2, 40), torch.zeros(20)
+    keys = torch.zeros(1, 2, 5, 16)
+    for attempt in (
+        lambda: native.grouped_linear(x[:, :39], weight, bias),
+        lambda: native.grouped_linear(x, weight, bias[:19]),
+        lambda: native.dense_linear(x, torch.zeros(20, 41), None),
+        lambda: native.rms_norm(x, torch.ones(39), 1e-5),
+        lambda: native.add(x, x[:1]),
+        lambda: native.apply_rope(torch.zeros(1, 3, 2, 8), torch.zeros(1, 2, 4, 2)),
+        lambda: native.apply_rope(torch.zeros(1, 3, 2, 8), torch.zeros(1, 3, 5, 2)),
+        lambda: native.attend(torch.zeros(1, 1, 4, 16), keys, keys[:, :, :4]),
+        lambda: native.attend(torch.zeros(1, 1, 4, 17), keys, keys),
+    ):
+        with pytest.raises(ValueError, match=r"must be \[.*\], not \["):
+            attempt()
 
 
 @pytest.mark.parametrize("size", [10, 32768, 65024, 600_000])

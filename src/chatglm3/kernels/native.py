@@ -7,6 +7,7 @@ Without an order the fastest that the CPU has is taken; the environment variable
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -62,6 +63,13 @@ def reset() -> None:
     _extension.cache_clear()
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether torch has instructions for bfloat16 products on this CPU; false where torch is too old to tell."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    has_instructions = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return has_instructions and bool(torch.backends.mkldnn.enabled)
+
+
 def runs_on(*tensors: Tensor | None) -> bool:
     """Whether the native kernels take these tensors: on the CPU, and no gradient is asked for."""
     if _extension() is None:
@@ -79,7 +87,7 @@ def runs_in_float32(*tensors: Tensor) -> bool:
 
 def grouped_linear(x: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Tensor:
     """`x` [..., in] times a packed weight: [..., out] in the dtype of `x`; each group of `x` is rounded to int8."""
-    rows, bias, out = _operands(x, bias, weight.out_features)
+    rows, bias, out = _operands(x, weight.in_features, bias, weight.out_features)
     codes, scales, row_scale = weight.codes, weight.scales, weight.row_scale
     _check_contiguous(codes, scales, row_scale)
     _extension().grouped_linear(
@@ -102,7 +110,7 @@ def grouped_linear(x: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Ten
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x` [..., in] times `weight` [out, in]: [..., out] in the dtype of `x`, summed in float32."""
-    rows, bias, out = _operands(x, bias, weight.shape[0])
+    rows, bias, out = _operands(x, weight.shape[1], bias, weight.shape[0])
     _check_contiguous(weight)
     _extension().dense_linear(
         rows.data_ptr(),
@@ -141,6 +149,7 @@ def embed(weight: GroupedWeight, ids: Tensor) -> Tensor:
 
 def add(a: Tensor, b: Tensor) -> Tensor:
     """`ops.add` of float32 tensors of one shape."""
+    _check_shape("both tensors", b.shape, a.shape)
     a, b = a.contiguous(), b.contiguous()
     out = torch.empty_like(a)
     _extension().add(a.data_ptr(), b.data_ptr(), a.numel(), out.data_ptr(), torch.get_num_threads())
@@ -149,7 +158,8 @@ def add(a: Tensor, b: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`ops.rms_norm` of float32 tensors."""
-    x, width = x.contiguous(), x.shape[-1]
+    x, weight, width = x.contiguous(), weight.contiguous(), x.shape[-1]
+    _check_shape("the norm's weight", weight.shape, (width,))
     out = torch.empty_like(x)
     rows = x.numel() // width
     _extension().rms_norm(x.data_ptr(), weight.data_ptr(), eps, rows, width, out.data_ptr(), torch.get_num_threads())
@@ -167,11 +177,10 @@ def swiglu(x: Tensor) -> Tensor:
 def apply_rope(x: Tensor, rope: Tensor) -> Tensor:
     """`ops.apply_rope` of float32 tensors with b = 1; the heads of one token must follow each other."""
     _, tokens, heads, width = x.shape
-    out = torch.empty(x.shape)
+    out, pairs = torch.empty(x.shape), rope.shape[-2]
+    _check_shape("the rope", rope.shape, (1, tokens, min(pairs, width // 2), 2))
     rope = rope.contiguous()
-    _extension().apply_rope(
-        x.data_ptr(), tokens, x.stride(1), heads, width, rope.data_ptr(), rope.shape[-2], out.data_ptr()
-    )
+    _extension().apply_rope(x.data_ptr(), tokens, x.stride(1), heads, width, rope.data_ptr(), pairs, out.data_ptr())
     return out
 
 
@@ -179,6 +188,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`ops.attend` of tensors of one dtype with s = 1, computed in float32."""
     b, _, heads, width = q.shape
     groups, count = k.shape[1], k.shape[2]
+    for held in (k, v):
+        _check_shape("keys and values", held.shape, (b, groups, count, width))
     dtype, q = q.dtype, q.float().contiguous()
     out = torch.empty(b, 1, heads * width)
     for i in range(b):
@@ -210,10 +221,22 @@ def convert(x: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def _operands(x: Tensor, bias: Tensor | None, out_features: int) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Activations [n, in] and bias as float32, and room for the result [n, out]."""
-    rows = x.reshape(-1, x.shape[-1]).float().contiguous()
-    return rows, None if bias is None else bias.float(), torch.empty(rows.shape[0], out_features)
+def _operands(
+    x: Tensor, in_features: int, bias: Tensor | None, out_features: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Activations [n, in] and bias [out] as float32, and room for the result [n, out]."""
+    _check_shape("the activations", x.shape[-1:], (in_features,))
+    rows, out = x.reshape(-1, in_features).float().contiguous(), torch.empty(x.numel() // in_features, out_features)
+    if bias is None:
+        return rows, None, out
+    _check_shape("the bias", bias.shape, (out_features,))
+    return rows, bias.float().contiguous(), out
+
+
+def _check_shape(what: str, shape: Sequence[int], wanted: Sequence[int]) -> None:
+    """The kernels take addresses: what they read must be there."""
+    if tuple(shape) != tuple(wanted):
+        raise ValueError(f"{what} must be {list(wanted)}, not {list(shape)}")
 
 
 def _check_contiguous(*tensors: Tensor) -> None:

@@ -37,11 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x` [..., in] times `weight` [out, in], plus `bias` [out]: [..., out], all in one dtype."""
     if weight.dtype in _HALF and x.dtype == weight.dtype and native.runs_on(x, weight, bias):
         many = x.numel() > _FEW * x.shape[-1]
-        if not (many and weight.dtype == torch.bfloat16 and _multiplies_bfloat16()):
+        torch_is_faster = many and weight.dtype == torch.bfloat16 and native.isa() == "avx512"
+        if not (torch_is_faster and native.multiplies_bfloat16()):
             return native.dense_linear(x, weight, bias)
     return F.linear(x, weight, bias)
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether torch has instructions for bfloat16 products, which are faster than float32 ones for many vectors."""
-    return native.isa() == "avx512" and torch.cpu._is_avx512_bf16_supported()

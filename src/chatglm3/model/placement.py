@@ -154,8 +154,4 @@ def _has_mps() -> bool:
 
 def _cpu_computes_bfloat16() -> bool:
     """Whether bfloat16 is faster than float32: with vector kernels, which read half, or instructions of its own."""
-    if native.isa() in ("avx2", "avx512"):
-        return True
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    has_instructions = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return has_instructions and bool(torch.backends.mkldnn.enabled)
+    return native.isa() in ("avx2", "avx512") or native.multiplies_bfloat16()
