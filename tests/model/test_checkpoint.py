@@ -13,10 +13,9 @@ import torch
 
 from chatglm3.errors import CheckpointError
 from chatglm3.model.checkpoint import list_tensors, load_model, save_model
-from chatglm3.model.transformer import ChatGLMModel
 from golden import GOLDEN, OFFICIAL, needs_golden
 from model.damage import changed_copy
-from model.small import CONFIG, logits_of, random_model
+from model.small import CONFIG, logits_of, random_model, save_large_model
 
 INDEX = "model.safetensors.index.json"
 
@@ -135,16 +134,7 @@ print(peak() - before, sum(p.nbytes for p in model.parameters()))
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 @pytest.mark.parametrize("layout", ["safetensors", "bin"])
 def test_loading_needs_little_more_memory_than_the_model(layout: str, saved: Path, tmp_path: Path) -> None:
-    with torch.device("meta"):
-        model = ChatGLMModel(replace(CONFIG, hidden_size=2048, padded_vocab_size=16_384)).half()
-    model.to_empty(device="cpu")
-    for tensor in model.state_dict().values():
-        tensor.fill_(0.01)
-    save_model(model, tmp_path)
-    if layout == "bin":
-        torch.save(dict(model.state_dict()), tmp_path / "pytorch_model.bin")
-        (tmp_path / "model.safetensors").unlink()
-    del model
+    save_large_model(tmp_path, layout)
     run = subprocess.run(
         [sys.executable, "-c", _PEAK, str(saved), str(tmp_path)], capture_output=True, text=True, check=True
     )
