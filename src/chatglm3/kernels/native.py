@@ -7,7 +7,6 @@ Without an order the fastest that the CPU has is taken; the environment variable
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -74,15 +73,19 @@ def runs_on(*tensors: Tensor | None) -> bool:
     """Whether the native kernels take these tensors: on the CPU, and no gradient is asked for."""
     if _extension() is None:
         return False
-    given = [tensor for tensor in tensors if tensor is not None]
-    if any(tensor.device.type != "cpu" for tensor in given):
-        return False
-    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given))
+    grad = torch.is_grad_enabled()
+    for tensor in tensors:  # a loop, and not any(): this is asked a hundred times a token
+        if tensor is not None and (not tensor.is_cpu or (grad and tensor.requires_grad)):
+            return False
+    return True
 
 
 def runs_in_float32(*tensors: Tensor) -> bool:
     """Whether the kernels of everything but products take these tensors."""
-    return all(tensor.dtype == torch.float32 for tensor in tensors) and runs_on(*tensors)
+    for tensor in tensors:
+        if tensor.dtype != torch.float32:
+            return False
+    return runs_on(*tensors)
 
 
 def grouped_linear(x: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Tensor:
@@ -233,12 +236,13 @@ def _operands(
     return rows, bias.float().contiguous(), out
 
 
-def _check_shape(what: str, shape: Sequence[int], wanted: Sequence[int]) -> None:
+def _check_shape(what: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     """The kernels take addresses: what they read must be there."""
-    if tuple(shape) != tuple(wanted):
+    if shape != wanted:
         raise ValueError(f"{what} must be {list(wanted)}, not {list(shape)}")
 
 
 def _check_contiguous(*tensors: Tensor) -> None:
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        raise ValueError("a weight must be contiguous for the native kernels")
+    for tensor in tensors:
+        if not tensor.is_contiguous():
+            raise ValueError("a weight must be contiguous for the native kernels")
