@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from chatglm3.engine.engine import Engine
 from chatglm3.engine.params import SamplingParams
-from chatglm3.engine.sequence import Request
+from chatglm3.engine.sequence import Generating, Request
 from chatglm3.kernels import native
 from chatglm3.model.transformer import ChatGLMModel
 
@@ -77,17 +77,21 @@ class Ours:
 
     def decode_rows(self, prompts: list[list[int]], tokens: int) -> list[float]:
         """Seconds of each of `tokens` steps, in which every row gets one token."""
-        running = [self._engine.start(_request(prompt, tokens + 1)) for prompt in prompts]
+        core, model = self._engine.core, self._engine.model
+        running = [Generating(_request(p, tokens + 1), tokens + 1, model.config.padded_vocab_size) for p in prompts]
+        for row in running:
+            core.submit(row)
         while any(not row.output for row in running):
-            self._engine.step([row for row in running if not row.output])
+            core.step()
         seconds = []
-        for _ in range(tokens):
+        while not running[0].is_done:
             start = time.perf_counter()
-            self._engine.step(running)
+            core.step()
             seconds.append(time.perf_counter() - start)
         for row in running:
-            self._engine.finish(row)
-        return seconds
+            row.cancel()
+        core.tidy()
+        return seconds[:tokens]
 
     def close(self) -> None:
         self._engine.close()
@@ -215,6 +219,19 @@ class LlamaCpp:
     def close(self) -> None:
         self._api.llama_free(self._context)
         self._api.llama_model_free(self._model)
+
+    def keep(self, prefix: list[int]) -> None:
+        """Compute a prefix, behind which `behind_kept` starts every time."""
+        self._clear()
+        self._decode(prefix)
+        self._kept = len(prefix)
+
+    def behind_kept(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Scores behind `tokens` behind the kept prefix; a view that the next call changes."""
+        memory = self._api.llama_get_memory(self._context)
+        if not self._api.llama_memory_seq_rm(memory, 0, self._kept, -1):
+            raise RuntimeError("llama.cpp cannot go back to the prefix")
+        return self._decode(tokens)
 
     def _clear(self) -> None:
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)

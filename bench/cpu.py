@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 MEASURES = ("decode", "prefill", "batch", "error", "load", "accuracy")
+PRECISIONS = ("int4", "int8", "bf16")
 CONTENDERS = ("ours", "llama", "transformers", "torch")
 AVX2_ONLY = {  # read once, when the libraries load
     "CHATGLM3_KERNELS": "avx2",
@@ -35,11 +36,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--isa", choices=("avx2", "native"), default="avx2", help="instructions everybody may use")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default=",".join(MEASURES), help="some of: %(default)s")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS), help="some of: %(default)s")
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="some of: %(default)s")
     parser.add_argument("--folder", type=Path, help="where checkpoints are kept; a temporary folder if not given")
     parser.add_argument("--json", type=Path, help="write every number measured to this file")
     options = parser.parse_args()
-    for name, allowed in (("only", MEASURES), ("contenders", CONTENDERS)):
+    for name, allowed in (("only", MEASURES), ("precisions", PRECISIONS), ("contenders", CONTENDERS)):
         chosen = getattr(options, name).split(",")
         if not set(chosen) <= set(allowed):
             parser.error(f"--{name}: choose among {','.join(allowed)}, separated by commas")

@@ -39,7 +39,7 @@ def measure(report: Report, options: argparse.Namespace, folder: Path) -> None:
     torch.set_num_threads(options.threads)
     bandwidths: list[float] = []
     for precision, gather in (("int4", _int4), ("int8", _int8), ("bf16", _bf16)):
-        contenders = gather(options, folder)
+        contenders = gather(options, folder) if precision in options.precisions else []
         if not contenders:
             continue
         report.raw[f"{precision} scores"] = _correlations(contenders)

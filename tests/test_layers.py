@@ -32,15 +32,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": {"errors", "kernels"},
     "engine": {"errors", "kernels", "model"},
     "capabilities": {"errors", "model"},
+    "grammar": {"errors", "tokenizer", "reply", "engine"},
+    "classify": {"errors", "messages", "tokenizer", "prompt", "engine"},
+    "answers": {"errors", "messages", "tokenizer", "prompt", "reply", "stopping", "engine", "grammar"},
+    "held": {"errors", "messages", "engine"},
     "train": {"errors", "messages", "tokenizer", "prompt", "toolcall", "kernels", "model", "engine"},
 }
 CORE = {*MAY_IMPORT, "chat", "loading"}
+SIDES = {"tables", "bulk", "evaluate"}  # they sit on chat
 MAY_IMPORT |= {
     "chat": CORE - {"chat", "loading", "train", "kernels"},
     "loading": CORE - {"loading", "train", "kernels"},
     "compat": CORE - {"train"},
-    "cli": CORE,
-    "__init__": CORE,
+    "tables": {"errors"},
+    "bulk": (CORE - {"train", "kernels", "model"}) | {"tables"},
+    "evaluate": (CORE - {"train", "kernels", "model"}) | {"tables"},
+    "cli": CORE | SIDES,
+    "__init__": CORE | SIDES,
     "__main__": {"cli"},
 }
 TORCH = {"kernels", "model", "engine", "train", "compat"}

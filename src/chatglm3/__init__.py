@@ -15,7 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from chatglm3.chat import ChatGLM, Chunk, Completion
+    from chatglm3.answers import Chunk, Completion
+    from chatglm3.chat import ChatGLM
+    from chatglm3.classify import Classification
     from chatglm3.engine.params import SamplingParams
     from chatglm3.errors import (
         AdapterError,
@@ -39,8 +41,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "load": "loading",
     "ChatGLM": "chat",
-    "Chunk": "chat",
-    "Completion": "chat",
+    "Chunk": "answers",
+    "Completion": "answers",
+    "Classification": "classify",
     "SamplingParams": "engine.params",
     "History": "messages",
     "Message": "messages",
@@ -66,6 +69,7 @@ __all__ = [
     "ChatGLMError",
     "CheckpointError",
     "Chunk",
+    "Classification",
     "Completion",
     "ContextLengthError",
     "DeviceError",

@@ -6,57 +6,60 @@ Histories are frozen: a call never changes the one it was given and returns a ne
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, overload
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import aclosing, closing
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
 
 from typing_extensions import Unpack
 
+from chatglm3.answers import Answer, ChatAnswer, Chunk, Completion, TextAnswer, Wishes
 from chatglm3.capabilities import Capabilities, capabilities_of
+from chatglm3.classify import BASE_TEMPLATE, CHAT_TEMPLATE, Classification, Classifier, Task
 from chatglm3.engine.engine import Engine
 from chatglm3.engine.params import SamplingOptions, SamplingParams
-from chatglm3.engine.sampling import TokenLogprobs
-from chatglm3.engine.sequence import Generation, Request
-from chatglm3.errors import MessageError
+from chatglm3.engine.sequence import Generation
+from chatglm3.errors import ChatGLMError, MessageError, attempt
+from chatglm3.grammar.compiler import GrammarCompiler, fitted
+from chatglm3.held import Prefix
 from chatglm3.messages import History, Message, Role, as_history, check_history, with_tools
 from chatglm3.model.transformer import ChatGLMModel
 from chatglm3.prompt import chat_prompt, completion_prompt
-from chatglm3.reply import FinishReason, Reply, ReplyParser, Usage
-from chatglm3.stopping import StopStrings
-from chatglm3.tokenizer import StreamDecoder, Tokenizer
+from chatglm3.reply import Reply
+from chatglm3.tokenizer import Tokenizer
 
+T = TypeVar("T")
 HistoryLike = Iterable[Message | Mapping[str, Any]] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of an answer as it streams: the new text, and in the last chunk the whole `Reply`."""
+class AnswerOptions(SamplingOptions, total=False):
+    """The fields of `SamplingParams`, and what an answer must be: one of `choices`, or JSON of a `json_schema`."""
 
-    text: str
-    reply: Reply | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A continued text: only what is new."""
-
-    text: str
-    finish_reason: FinishReason
-    usage: Usage
-    logprobs: tuple[TokenLogprobs, ...] | None = None
+    choices: Iterable[str] | None
+    json_schema: object
 
 
 class ChatGLM:
-    """A loaded model. Use it in a `with` block, or call `close`, to free its memory."""
+    """A loaded model, which several threads may use. A `with` block, or `close`, frees its memory."""
 
     def __init__(
-        self, model: ChatGLMModel, tokenizer: Tokenizer, *, name: str = "", max_context: int | None = None
+        self,
+        model: ChatGLMModel,
+        tokenizer: Tokenizer,
+        *,
+        name: str = "",
+        max_context: int | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
-        """`name` tells what it was trained for (see `capabilities`); `max_context` bounds prompt and answer."""
+        """`name` tells what it was trained for (see `capabilities`); `max_context` bounds prompt and answer.
+
+        `cache_bytes` bounds the keys and values of all requests together; who does not fit waits.
+        """
         self.model, self.tokenizer = model, tokenizer
-        self.engine = Engine(model, tokenizer.vocab_size, max_context=max_context)
+        self.engine = Engine(model, tokenizer.vocab_size, max_context=max_context, cache_bytes=cache_bytes)
         self.capabilities: Capabilities = capabilities_of(name, model.config)
+        self._grammars = GrammarCompiler(tokenizer)
 
     def chat(
         self,
@@ -65,16 +68,18 @@ class ChatGLM:
         *,
         role: Role = "user",
         tools: object = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> Reply:
         """Answer `query`, said in `role`, after `history` (messages or official dicts).
 
-        `tools` (a list or dict, as JSON) are offered in the system message; `sampling` are fields of `SamplingParams`.
-        Raises MessageError, SamplingError, ContextLengthError or NumericsError.
+        `tools` (a list or dict, as JSON) are offered in the system message; `options` are the fields of
+        `SamplingParams`, `choices` and `json_schema`. Raises MessageError, SamplingError, ContextLengthError,
+        DeviceError or NumericsError.
         """
         messages = self._conversation(query, history, role, tools)
         self._warn_untrained(messages)
-        return self._answer([messages], SamplingParams.of(sampling))[0]
+        answer = ChatAnswer(self.tokenizer, messages, self._wishes(options))
+        return answer.finish(self.engine.generate([answer.request])[0])
 
     def stream_chat(
         self,
@@ -83,7 +88,7 @@ class ChatGLM:
         *,
         role: Role = "user",
         tools: object = None,
-        **sampling: Unpack[SamplingOptions],
+        **options: Unpack[AnswerOptions],
     ) -> Generator[Chunk, None, None]:
         """Like `chat`, as it is written: chunks of new text, the last one with the `Reply`.
 
@@ -91,12 +96,43 @@ class ChatGLM:
         """
         messages = self._conversation(query, history, role, tools)
         self._warn_untrained(messages)
-        params = SamplingParams.of(sampling)
-        answer = _ChatAnswer(self.tokenizer, params.stop)
-        prompt = chat_prompt(self.tokenizer, messages)
-        stream = self.engine.stream(self._request(prompt, params, answer))
-        return _chunks(stream, answer, messages)
+        answer = ChatAnswer(self.tokenizer, messages, self._wishes(options))
+        return _chunks(self.engine.stream(answer.request), answer)
 
+    async def achat(
+        self,
+        query: str,
+        history: HistoryLike = (),
+        *,
+        role: Role = "user",
+        tools: object = None,
+        **options: Unpack[AnswerOptions],
+    ) -> Reply:
+        """`chat` for coroutines: many of them share the steps of the network. Cancelling the task ends the request."""
+        messages = self._conversation(query, history, role, tools)
+        self._warn_untrained(messages)
+        answer = ChatAnswer(self.tokenizer, messages, self._wishes(options))
+        return answer.finish(await self.engine.agenerate(answer.request))
+
+    async def astream_chat(
+        self,
+        query: str,
+        history: HistoryLike = (),
+        *,
+        role: Role = "user",
+        tools: object = None,
+        **options: Unpack[AnswerOptions],
+    ) -> AsyncGenerator[Chunk, None]:
+        """`stream_chat` with `async for`."""
+        messages = self._conversation(query, history, role, tools)
+        self._warn_untrained(messages)
+        answer = ChatAnswer(self.tokenizer, messages, self._wishes(options))
+        async with aclosing(self.engine.astream(answer.request)) as events:
+            async for event in events:
+                if chunk := answer.chunk(event):
+                    yield chunk
+
+    @overload
     def chat_batch(
         self,
         queries: Sequence[str],
@@ -104,35 +140,154 @@ class ChatGLM:
         *,
         role: Role = "user",
         tools: object = None,
-        **sampling: Unpack[SamplingOptions],
-    ) -> list[Reply]:
-        """Answer every query after the same history, which is computed once; replies in the order of the queries."""
-        shared, params = as_history(history), SamplingParams.of(sampling)
-        conversations = [self._conversation(q, shared, role, tools) for q in _texts("queries", queries)]
-        if conversations:
-            self._warn_untrained(conversations[0])
-        return self._answer(conversations, params)
+        return_errors: Literal[False] = False,
+        **options: Unpack[AnswerOptions],
+    ) -> list[Reply]: ...
+    @overload
+    def chat_batch(
+        self,
+        queries: Sequence[str],
+        history: HistoryLike = (),
+        *,
+        role: Role = "user",
+        tools: object = None,
+        return_errors: Literal[True],
+        **options: Unpack[AnswerOptions],
+    ) -> list[Reply | ChatGLMError]: ...
+    def chat_batch(
+        self,
+        queries: Sequence[str],
+        history: HistoryLike = (),
+        *,
+        role: Role = "user",
+        tools: object = None,
+        return_errors: bool = False,
+        **options: Unpack[AnswerOptions],
+    ) -> list[Reply] | list[Reply | ChatGLMError]:
+        """Answer every query after the same history, which is computed once; replies in the order of the queries.
+
+        With `return_errors` a query that fails has its `ChatGLMError` in its place, and the others are answered.
+        """
+        shared, wishes = as_history(history), self._wishes(options)
+
+        def ask(query: str) -> ChatAnswer:
+            return ChatAnswer(self.tokenizer, self._conversation(query, shared, role, tools), wishes)
+
+        self._warn_untrained(with_tools(shared, tools))
+        return self._answer_all(ask, _texts("queries", queries), return_errors)
 
     @overload
-    def complete(self, prompt: str, **sampling: Unpack[SamplingOptions]) -> Completion: ...
+    def complete(self, prompt: str, **options: Unpack[AnswerOptions]) -> Completion: ...
     @overload
-    def complete(self, prompt: list[str], **sampling: Unpack[SamplingOptions]) -> list[Completion]: ...
-    def complete(self, prompt: str | list[str], **sampling: Unpack[SamplingOptions]) -> Completion | list[Completion]:
-        """Continue plain text, as Base models are made for; a list of prompts gives a list of completions."""
+    def complete(
+        self, prompt: list[str], *, return_errors: Literal[False] = False, **options: Unpack[AnswerOptions]
+    ) -> list[Completion]: ...
+    @overload
+    def complete(
+        self, prompt: list[str], *, return_errors: Literal[True], **options: Unpack[AnswerOptions]
+    ) -> list[Completion | ChatGLMError]: ...
+    def complete(
+        self, prompt: str | list[str], *, return_errors: bool = False, **options: Unpack[AnswerOptions]
+    ) -> Completion | list[Completion] | list[Completion | ChatGLMError]:
+        """Continue plain text, as Base models are made for; a list of prompts gives a list of completions.
+
+        With `return_errors` a prompt that fails has its `ChatGLMError` in its place.
+        """
+        wishes = self._wishes(options, chat=False)
         prompts = [prompt] if isinstance(prompt, str) else _texts("prompt", prompt)
-        params = SamplingParams.of(sampling)
-        ids = [completion_prompt(self.tokenizer, p) for p in prompts]
-        answers = [_TextAnswer(self.tokenizer, p, params.stop) for p in ids]
-        requests = [self._request(p, params, a) for p, a in zip(ids, answers, strict=True)]
-        generations = self.engine.generate(requests)
-        completions = [answer.completion(g) for answer, g in zip(answers, generations, strict=True)]
-        return completions[0] if isinstance(prompt, str) else completions
+        found = self._answer_all(lambda text: TextAnswer(self.tokenizer, text, wishes), prompts, return_errors)
+        return found[0] if isinstance(prompt, str) else found  # type: ignore[return-value]
 
     def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
-        """Log-probability (natural logarithm) of each continuation of plain text; the prompt is computed once."""
+        """Log-probability (natural logarithm) of each continuation of plain text; what they share is computed once."""
         ids = completion_prompt(self.tokenizer, _text("prompt", prompt))
         tails = [self.tokenizer.encode_continuation(c) for c in _texts("continuations", continuations)]
         return [sum(logprobs) for logprobs in self.engine.score(ids, tails)]
+
+    @overload
+    def classify(
+        self,
+        text: str,
+        labels: Sequence[str],
+        *,
+        history: HistoryLike = (),
+        system: str | None = None,
+        examples: Iterable[tuple[str, str]] = (),
+        prompt: str | None = None,
+        calibrate: bool = False,
+    ) -> Classification: ...
+    @overload
+    def classify(
+        self,
+        text: list[str],
+        labels: Sequence[str],
+        *,
+        history: HistoryLike = (),
+        system: str | None = None,
+        examples: Iterable[tuple[str, str]] = (),
+        prompt: str | None = None,
+        calibrate: bool = False,
+        return_errors: Literal[False] = False,
+    ) -> list[Classification]: ...
+    @overload
+    def classify(
+        self,
+        text: list[str],
+        labels: Sequence[str],
+        *,
+        history: HistoryLike = (),
+        system: str | None = None,
+        examples: Iterable[tuple[str, str]] = (),
+        prompt: str | None = None,
+        calibrate: bool = False,
+        return_errors: Literal[True],
+    ) -> list[Classification | ChatGLMError]: ...
+    def classify(
+        self,
+        text: str | list[str],
+        labels: Sequence[str],
+        *,
+        history: HistoryLike = (),
+        system: str | None = None,
+        examples: Iterable[tuple[str, str]] = (),
+        prompt: str | None = None,
+        calibrate: bool = False,
+        return_errors: bool = False,
+    ) -> Classification | list[Classification] | list[Classification | ChatGLMError]:
+        """The most probable of `labels` for a text, or for each of a list, with the probability of every label.
+
+        Nothing is generated, so the answer is always a label. A Chat model sees `system` or `history`, the `examples`
+        (pairs of a text and its label) as turns, and the text as the query; a Base model sees plain text. `prompt` is
+        the template of a text, with {text} where it goes. `calibrate` divides by the probabilities of texts that say
+        nothing (Zhao et al., 2021). With `return_errors` a text that fails has its error in its place.
+        Raises MessageError, ContextLengthError, DeviceError or NumericsError.
+        """
+        template = prompt if prompt is not None else CHAT_TEMPLATE if self.capabilities.chat else BASE_TEMPLATE
+        shown = tuple((_text("an example", t), _text("an example's label", label)) for t, label in examples)
+        task = Task(tuple(labels), self.capabilities.chat, template, system, as_history(history), shown)
+        texts = [text] if isinstance(text, str) else _texts("text", text)
+        classifier = Classifier(self.engine, self.tokenizer, task, calibrate=calibrate)
+        found = classifier.outcomes(texts) if return_errors else classifier(texts)
+        return found[0] if isinstance(text, str) else found  # type: ignore[return-value]
+
+    def prefix(self, history: HistoryLike | str) -> Prefix:
+        """Compute a history (or plain text, for completions) once and keep it for every call that begins with it.
+
+            with glm.prefix(history) as prefix:
+                replies = [glm.chat(query, prefix) for query in queries]
+
+        The keys and values stay until the prefix is closed, whoever else needs memory. `prefix.save(path)` writes them
+        to a file, `load_prefix` reads it in another process.
+        """
+        if isinstance(history, str):
+            return Prefix.compute(self.engine, completion_prompt(self.tokenizer, history), text=history)
+        messages = as_history(history)
+        ids = chat_prompt(self.tokenizer, messages, add_generation_prompt=False)
+        return Prefix.compute(self.engine, ids, history=messages)
+
+    def load_prefix(self, path: str | Path) -> Prefix:
+        """A prefix that `prefix(...).save(path)` wrote; CheckpointError if it is of other weights or damaged."""
+        return Prefix.load(self.engine, Path(path))
 
     def close(self) -> None:
         """Free the weights and the caches; a later call is an error."""
@@ -159,89 +314,31 @@ class ChatGLM:
         elif not self.capabilities.tools and any(m.tools is not None for m in messages):
             warnings.warn("this model was not trained to call tools; only the 8K chat model was", stacklevel=3)
 
-    def _answer(self, conversations: Sequence[History], params: SamplingParams) -> list[Reply]:
-        answers = [_ChatAnswer(self.tokenizer, params.stop) for _ in conversations]
-        prompts = [chat_prompt(self.tokenizer, messages) for messages in conversations]
-        requests = [self._request(p, params, a) for p, a in zip(prompts, answers, strict=True)]
-        generations = self.engine.generate(requests)
-        return [a.reply(m, g) for a, m, g in zip(answers, conversations, generations, strict=True)]
+    def _wishes(self, options: AnswerOptions, *, chat: bool = True) -> Wishes:
+        rest: dict[str, Any] = dict(options)
+        choices, schema = rest.pop("choices", None), rest.pop("json_schema", None)
+        params = SamplingParams.of(rest)
+        grammar = self._grammars.compile(choices=choices, json_schema=schema, chat=chat)
+        return Wishes(params if grammar is None else fitted(params, grammar), grammar)
 
-    def _request(self, prompt: Sequence[int], params: SamplingParams, answer: _ChatAnswer | _TextAnswer) -> Request:
-        return Request(tuple(prompt), params, frozenset(self.tokenizer.stop_ids), answer.push)
-
-
-class _ChatAnswer:
-    """An answer as it grows: told every token, it says when a stop string ends it, and makes the `Reply`."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._parser, self._stops = ReplyParser(tokenizer), StopStrings(stop)
-        self._shown: list[str] = []
-        self._sent = 0
-
-    def push(self, token_id: int) -> bool:
-        """Take a token; true if it completes a stop string."""
-        self._shown.append(self._stops.push(self._parser.push(token_id)))
-        return self._stops.found
-
-    def new_text(self) -> str:
-        """What has not been read yet."""
-        text = "".join(self._shown[self._sent :])
-        self._sent = len(self._shown)
-        return text
-
-    def reply(self, conversation: History, generation: Generation) -> Reply:
-        self._shown.append(self._stops.push(self._parser.finish()) + self._stops.finish())
-        parsed = self._parser.parsed
-        if self._stops.found:
-            parsed = parsed.ending_at("".join(self._shown))
-        reason = _reason(generation, self._stops)
-        if reason == "stop" and parsed.messages[-1].metadata:
-            reason = "tool_call"
-        history = (*conversation, *parsed.messages)
-        usage = _usage(generation)
-        return Reply(parsed.text, parsed.messages, parsed.tool_calls, history, reason, usage, generation.logprobs)
+    def _answer_all(
+        self, ask: Callable[[str], Answer[T]], texts: Sequence[str], return_errors: bool
+    ) -> list[T | ChatGLMError]:
+        asked = [attempt(partial(ask, text), keep_errors=return_errors) for text in texts]
+        answers = [answer for answer in asked if not isinstance(answer, ChatGLMError)]
+        requests = [answer.request for answer in answers]
+        generations = self.engine.outcomes(requests) if return_errors else self.engine.generate(requests)
+        finished = (
+            g if isinstance(g, ChatGLMError) else a.finish(g) for a, g in zip(answers, generations, strict=True)
+        )
+        return [one if isinstance(one, ChatGLMError) else next(finished) for one in asked]
 
 
-class _TextAnswer:
-    """A completion as it grows."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
-        self._tokenizer, self._decoder, self._stops = tokenizer, StreamDecoder(tokenizer), StopStrings(stop)
-        self._text = ""
-        for token_id in prompt:  # what follows a prompt keeps its leading space
-            self._decoder.push(token_id)
-
-    def push(self, token_id: int) -> bool:
-        """Take a token; true if it completes a stop string."""
-        if token_id < self._tokenizer.n_pieces:
-            self._text += self._stops.push(self._decoder.push(token_id))
-        return self._stops.found
-
-    def completion(self, generation: Generation) -> Completion:
-        self._text += self._stops.push(self._decoder.flush()) + self._stops.finish()
-        return Completion(self._text, _reason(generation, self._stops), _usage(generation), generation.logprobs)
-
-
-def _chunks(
-    stream: Generator[int | Generation, None, None], answer: _ChatAnswer, messages: History
-) -> Generator[Chunk, None, None]:
+def _chunks(stream: Generator[int | Generation, None, None], answer: ChatAnswer) -> Generator[Chunk, None, None]:
     with closing(stream):
         for event in stream:
-            if isinstance(event, Generation):
-                reply = answer.reply(messages, event)
-                yield Chunk(answer.new_text(), reply)
-            elif text := answer.new_text():
-                yield Chunk(text)
-
-
-def _reason(generation: Generation, stops: StopStrings) -> FinishReason:
-    """A stop string may also show up in text that was held back until the end."""
-    return "stop" if stops.found else generation.finish_reason
-
-
-def _usage(generation: Generation) -> Usage:
-    produced = len(generation.token_ids) + (generation.stop_id is not None)
-    return Usage(generation.prompt_tokens, produced, generation.cached_tokens)
+            if chunk := answer.chunk(event):
+                yield chunk
 
 
 def _text(what: str, value: object) -> str:

@@ -10,10 +10,18 @@
     ├── ContextLengthError   a prompt that does not fit the context (also a ValueError)
     ├── NumericsError        a logit that is not a finite number (also an ArithmeticError)
     ├── DeviceError          a device that does not exist, or has too little memory
+    ├── DataError            a table, or a row of it, that cannot be read
     └── JobError             a bulk job that cannot start or go on
 
 Each message is one line: what happened, why, and what to do next.
 """
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class ChatGLMError(Exception):
@@ -56,5 +64,19 @@ class DeviceError(ChatGLMError):
     """A device that does not exist, or that has too little memory for the model."""
 
 
+class DataError(ChatGLMError):
+    """A table that cannot be read, or a row that is not what it must be; names the file and the line."""
+
+
 class JobError(ChatGLMError):
     """A bulk job that cannot start or go on."""
+
+
+def attempt(work: Callable[[], T], *, keep_errors: bool) -> T | ChatGLMError:
+    """What `work` returns, or the `ChatGLMError` that it raises if errors are to be kept."""
+    try:
+        return work()
+    except ChatGLMError as error:
+        if not keep_errors:
+            raise
+        return error

@@ -21,12 +21,14 @@ def load(
     quantize: int | None = None,
     adapter: str | Path | None = None,
     max_context: int | None = None,
+    cache_bytes: int | None = None,
 ) -> ChatGLM:
     """Load "nano", "nano-base", a folder, "zai-org/chatglm3-6b" or "modelscope:ZhipuAI/chatglm3-6b".
 
     `device` and `dtype` "auto" choose what this machine computes well; `quantize` 8 or 4 stores each weight in as many
     bits as it is read, embedding and output layer in 8; `adapter` is a folder with a LoRA or P-Tuning v2 adapter;
-    `max_context` bounds prompt and answer in tokens. Raises DownloadError, CheckpointError, ContextLengthError,
+    `max_context` bounds prompt and answer in tokens, `cache_bytes` the keys and values of all requests together
+    (default: half of the memory that is free). Raises DownloadError, CheckpointError, ContextLengthError,
     TokenizerError, AdapterError or DeviceError.
     """
     folder = resolve(name)
@@ -38,4 +40,4 @@ def load(
         group_official(model)  # the kernels know one layout
     if adapter is not None:
         load_adapter(model, adapter)
-    return ChatGLM(model, tokenizer, name=str(name), max_context=max_context)
+    return ChatGLM(model, tokenizer, name=str(name), max_context=max_context, cache_bytes=cache_bytes)

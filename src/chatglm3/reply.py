@@ -15,7 +15,7 @@ from chatglm3.messages import History, Message, ToolCall
 from chatglm3.tokenizer import StreamDecoder, Tokenizer
 from chatglm3.toolcall import parse_tool_call
 
-FinishReason: TypeAlias = Literal["stop", "length", "tool_call"]
+FinishReason: TypeAlias = Literal["stop", "length", "tool_call", "deadline", "cancelled"]
 _YEAR_PLACEHOLDER, _YEAR = "[[训练时间]]", "2023年"  # the model writes the first for the second
 
 

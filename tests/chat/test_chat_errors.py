@@ -164,5 +164,5 @@ def test_an_error_inside_with_frees_too(tiny_tokenizer: Tokenizer) -> None:
 def test_kept_caches_are_bounded(glm: ChatGLM) -> None:
     for i in range(30):
         glm.chat(f"{i}{i}{i}", max_new_tokens=4)
-    one = Engine(glm.model, glm.tokenizer.vocab_size)._new_cache(1, 40).nbytes
+    one = glm.engine.core.network.cache_bytes(1, 40)
     assert glm.engine.cache_bytes <= 4 * one

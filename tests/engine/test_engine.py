@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from chatglm3.engine.engine import Engine
 from chatglm3.engine.params import SamplingParams
-from chatglm3.engine.sequence import Request
+from chatglm3.engine.sequence import Generating, Request
 from chatglm3.model.transformer import ChatGLMModel
 from engine_requests import GREEDY, PROMPT, VOCABULARY, answer, prompts
 from tiny_model import greedy, tiny_config, tiny_model, tokens_computed
@@ -74,19 +74,19 @@ def test_a_long_prompt_is_prefilled_in_chunks(model: ChatGLMModel, chunk: int) -
 
 
 def test_decoding_goes_on_beside_a_long_prefill(model: ChatGLMModel) -> None:
-    engine = Engine(model, VOCABULARY, prefill_chunk=16)
-    short = engine.start(Request(PROMPT, GREEDY))
-    engine.step([short])
-    long = engine.start(Request(tuple(range(100)), GREEDY))
+    core = Engine(model, VOCABULARY, prefill_chunk=16).core
+    short = Generating(Request(PROMPT, GREEDY), 16, VOCABULARY)
+    core.submit(short)
+    core.step()
+    long = Generating(Request(tuple(range(100)), GREEDY), 16, VOCABULARY)
+    core.submit(long)
     with tokens_computed(model) as counts:
         for decoded in range(2, 9):
-            engine.step([short, long])
+            core.step()
             assert len(short.output) == decoded
-    assert counts == [16, 16, 16, 16, 16, 16, 11]  # 15 of the long prompt in each step, then its last 10
+    assert counts == [17, 17, 17, 17, 17, 17, 5]  # 16 of the long prompt in each step, then its last 4
     assert short.output == greedy(model, PROMPT, 8, VOCABULARY)
     assert long.output == greedy(model, tuple(range(100)), 1, VOCABULARY)
-    engine.finish(short)
-    engine.finish(long)
 
 
 def test_a_stop_id_ends_the_answer_and_is_not_part_of_it(engine: Engine, model: ChatGLMModel) -> None:
@@ -155,7 +155,8 @@ def test_scores_are_the_networks_log_probabilities(engine: Engine, model: ChatGL
     assert engine.score(PROMPT, []) == []
 
 
-def test_a_score_computes_its_prompt_once(engine: Engine, model: ChatGLMModel) -> None:
+def test_a_score_computes_its_prompt_once(model: ChatGLMModel) -> None:
+    engine = Engine(model, VOCABULARY, prefill_chunk=100)
     prompt = tuple(range(100))
     with tokens_computed(model) as counts:
         engine.score(prompt, [(3, 4, 5), (6,), (7, 8)])

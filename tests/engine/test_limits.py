@@ -32,7 +32,6 @@ def test_the_context_is_checked_before_any_work(model: ChatGLMModel) -> None:
         calls += [
             (lambda r: engine.generate([good, r]), bad, numbers),
             (lambda r: engine.stream(r), bad, numbers),
-            (lambda r: engine.start(r), bad, numbers),
             (lambda r: engine.beams(r), bad, numbers),
         ]
     calls.append((lambda r: engine.score(r.prompt, [(1, 2), (3,)]), Request(tuple(range(19)), GREEDY), "19 tokens"))
@@ -108,7 +107,7 @@ def test_an_interruption_leaves_nothing_behind(engine: Engine, model: ChatGLMMod
         told.clear()
         with pytest.raises(error):
             call()
-        assert engine._running == []
+        assert engine.core.load == (0, 0)
     again = engine.generate([Request(row, GREEDY) for row in rows])
     assert [list(g.token_ids) for g in again] == [greedy(model, row, 16, VOCABULARY) for row in rows]
 
@@ -134,7 +133,7 @@ def test_an_interruption_inside_the_network_leaves_nothing_behind(
         with pytest.raises(KeyboardInterrupt):
             generate()
         handle.remove()
-        assert engine._running == []
+        assert engine.core.load == (0, 0)
     assert generate() == [greedy(model, row, 16, VOCABULARY) for row in rows]
 
 
@@ -180,7 +179,6 @@ def test_close_frees_everything_and_every_later_call_is_an_error() -> None:
     calls: list[Callable[[], Any]] = [
         lambda: engine.generate([request]),
         lambda: engine.stream(request),
-        lambda: engine.start(request),
         lambda: engine.beams(Request((1,), SamplingParams(num_beams=2))),
         lambda: engine.score((1,), [(2,)]),
         lambda: next(stream),

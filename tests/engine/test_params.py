@@ -103,5 +103,5 @@ def test_a_name_that_is_near_to_none_is_answered_with_all() -> None:
 
 
 def test_beam_search_reports_no_logprobs() -> None:
-    with pytest.raises(SamplingError, match="logprobs cannot be reported with beam search"):
+    with pytest.raises(SamplingError, match="beam search has neither logprobs nor max_time"):
         SamplingParams(num_beams=2, logprobs=1)

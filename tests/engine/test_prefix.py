@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from chatglm3.engine.engine import Engine
+from chatglm3.engine.network import Network
 from chatglm3.engine.params import SamplingParams
-from chatglm3.engine.prefix import PrefixStore, common_prefix
+from chatglm3.engine.prefix import Entry, PrefixStore, common_prefix
 from chatglm3.engine.sequence import Generation, Request
 from chatglm3.errors import NumericsError
 from chatglm3.model.adapters import load_adapter
@@ -27,10 +28,6 @@ def ask(engine: Engine, prompt: Sequence[int], params: SamplingParams = GREEDY) 
     return engine.generate([Request(tuple(prompt), params)])[0]
 
 
-def new_cache(model: ChatGLMModel) -> KVCache:
-    return KVCache(model.config, 1, 4, torch.float32, [torch.device("cpu")] * model.config.num_layers)
-
-
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
 def test_common_prefix(a: list[int], b: list[int]) -> None:
     length = common_prefix(a, tuple(b))
@@ -38,24 +35,81 @@ def test_common_prefix(a: list[int], b: list[int]) -> None:
     assert length == min(len(a), len(b)) or a[length] != b[length]
 
 
+def new_store(model: ChatGLMModel, *, size: int = 3, caches: int = 100) -> PrefixStore:
+    """A store with room for so many caches of four tokens."""
+    network = Network(model, VOCABULARY)
+    limit = caches * network.cache_bytes(1, 4)
+    return PrefixStore(network.new_cache, network.cache_bytes, size=size, limit=limit)
+
+
+def fill(store: PrefixStore, *rows: tuple[int, ...]) -> list[KVCache]:
+    """Caches that hold `rows` (whatever keys and values), and are kept."""
+    caches = []
+    for ids in rows:
+        cache = store.allocate(1, 4)
+        assert cache is not None
+        cache.advance(len(ids))
+        store.release(cache, ids)
+        caches.append(cache)
+    return caches
+
+
 def test_the_store_gives_what_shares_most_and_drops_the_least_recently_used(model: ChatGLMModel) -> None:
-    caches = [new_cache(model) for _ in range(4)]
-    store = PrefixStore(3)
-    for cache, ids in zip(caches, [(1, 2), (1, 2, 3), (9,)], strict=False):
-        store.put(ids, cache)
-    assert store.find((1, 2, 3, 4)) == (caches[1], 3)
-    assert store.find((1, 2, 7)) == (caches[0], 2)
-    assert store.find((4, 4)) == (None, 0)
-    assert store.find((1, 2, 3), [((1, 2, 3, 4), caches[3])]) == (caches[1], 3)  # a kept one first
-    assert store.find((1, 2, 3, 4), [((1, 2, 3, 4), caches[3])]) == (caches[3], 4)
-    store.put((5, 6), caches[3])  # (9,) is what nobody has asked for
-    assert store.find((9,)) == (None, 0)
-    assert store.nbytes == 3 * caches[0].nbytes
-    assert store.take(caches[1])
-    assert not store.take(caches[1])
-    assert store.nbytes == 2 * caches[0].nbytes
+    store = new_store(model)
+    two, three, _nine = fill(store, (1, 2), (1, 2, 3), (9,))
+    assert store.acquire((1, 2, 3, 4), 4) == (three, 3)  # it goes to its new owner as it is
+    store.release(three, (1, 2, 3))
+    copied = store.acquire((1, 3), 4)
+    assert copied is not None
+    assert copied[0] not in (two, three)
+    assert copied[1] == 1
+    running = Entry((4, 5, 6, 7), three)
+    assert store.acquire((4, 5, 6, 8), 4, [running]) is not None
+    assert store.nbytes == 5 * two.nbytes
+    fill(store, (5, 6))  # the ninth is what nobody has asked for
+    found = store.acquire((9, 9), 4)
+    assert found is not None
+    assert found[1] == 0
     store.clear()
-    assert (store.nbytes, store.find((5, 6))) == (0, (None, 0))
+    assert store.nbytes == 0
+
+
+def test_caches_give_way_only_as_far_as_room_is_needed(model: ChatGLMModel) -> None:
+    store = new_store(model, caches=3)
+    first, second, third = fill(store, (1, 1), (2, 2), (3, 3))
+    held = store.acquire((2, 2, 2), 4)
+    assert held == (second, 2)
+    assert store.acquire((1, 1, 7, 7), 12) is None
+    assert store.nbytes == 3 * first.nbytes  # nothing was freed for what cannot be
+    assert store.acquire((3, 3, 9), 4) == (third, 2)
+    assert store.allocate(1, 4) is not None  # in place of the first
+    assert store.allocate(1, 4) is None
+    assert store.nbytes == 3 * first.nbytes
+
+
+def test_what_would_be_copied_gives_way_too(model: ChatGLMModel) -> None:
+    store = new_store(model, caches=2)
+    fill(store, (1, 1), (2, 2))
+    found = store.acquire((1, 1, 7, 7), 8)
+    assert found is not None
+    assert found[1] == 0
+    assert store.nbytes == found[0].nbytes
+
+
+def test_a_pinned_cache_never_gives_way(model: ChatGLMModel) -> None:
+    store = new_store(model, caches=2, size=1)
+    cache = store.allocate(1, 4)
+    assert cache is not None
+    cache.advance(3)
+    pin = store.pin((1, 2, 3), cache)
+    fill(store, (4,), (5,), (6,))
+    found = store.acquire((1, 2, 3, 4), 4)
+    assert found is not None
+    assert found[1] == 3
+    assert found[0] is not cache
+    assert store.allocate(1, 4) is None
+    store.unpin(pin)
+    assert store.allocate(1, 4) is not None
 
 
 @pytest.mark.parametrize("limit", [8, None])

@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.text import Text
 
-from chatglm3.chat import ChatGLM, Chunk
+from chatglm3.answers import Chunk
+from chatglm3.chat import ChatGLM
 from chatglm3.engine.params import SamplingOptions
 from chatglm3.messages import History, Role, ToolCall
 from chatglm3.reply import Reply

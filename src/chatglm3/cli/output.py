@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from chatglm3.chat import Completion
+    from chatglm3.answers import Completion
     from chatglm3.messages import ToolCall
     from chatglm3.reply import Reply, Usage
 

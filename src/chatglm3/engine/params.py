@@ -46,6 +46,8 @@ class SamplingParams:
     """Texts that end the answer; they are not part of it."""
     banned: tuple[int, ...] = ()
     """Token ids that are never produced."""
+    max_time: float | None = None
+    """Seconds, waiting included, after which the answer ends where it is, with finish_reason "deadline"."""
     logprobs: int | None = None
     """Report the log-probability of each token and of this many most probable ones."""
 
@@ -65,8 +67,12 @@ class SamplingParams:
             raise SamplingError(f"banned must be token ids, not {self.banned!r}")
         if not isinstance(self.early_stopping, bool):
             raise SamplingError(f"early_stopping must be True or False, not {self.early_stopping!r}")
-        if self.num_beams > 1 and self.logprobs is not None:
-            raise SamplingError("logprobs cannot be reported with beam search; use num_beams=1")
+        if self.num_beams > 1 and (self.logprobs is not None or self.max_time is not None):
+            raise SamplingError("beam search has neither logprobs nor max_time; use num_beams=1")
+
+    def options(self) -> SamplingOptions:
+        """The fields as keyword arguments."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[return-value]
 
     @classmethod
     def of(cls, options: SamplingOptions | Mapping[str, Any]) -> SamplingParams:
@@ -97,6 +103,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     banned: Sequence[int]
+    max_time: float | None
     logprobs: int | None
 
 
@@ -112,10 +119,11 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "min_new_tokens": (int, 0, _INFINITY),
     "num_beams": (int, 1, 64),
     "length_penalty": (float, -100, 100),
+    "max_time": (float, 0, _INFINITY),
     "seed": (int, -(2**63), 2**64 - 1),
     "logprobs": (int, 0, 1000),
 }
-_OPTIONAL = ("max_new_tokens", "seed", "logprobs")
+_OPTIONAL = ("max_new_tokens", "max_time", "seed", "logprobs")
 
 
 def _check(name: str, value: Any, kind: type, low: float, high: float) -> None:

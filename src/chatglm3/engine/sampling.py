@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chatglm3.engine.constraint import Constraint
 from chatglm3.engine.params import SamplingParams
 from chatglm3.errors import SamplingError
 
@@ -48,9 +49,16 @@ def candidates(scores: Tensor, temperature: float, top_k: int, top_p: float) -> 
 class Sampler:
     """Chooses the tokens of one request."""
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], stop_ids: Iterable[int], vocab_size: int) -> None:
-        """`stop_ids` are held back for the first `min_new_tokens`."""
-        self._params = params
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        stop_ids: Iterable[int],
+        vocab_size: int,
+        constraint: Constraint | None = None,
+    ) -> None:
+        """`stop_ids` are held back for the first `min_new_tokens`; only what `constraint` allows is chosen."""
+        self._params, self._constraint = params, constraint
         self._generator = torch.Generator()
         self._generator.manual_seed(random.getrandbits(63) if params.seed is None else params.seed)
         require_known(params.banned, vocab_size)
@@ -71,6 +79,7 @@ class Sampler:
             and params.logprobs is None
             and not params.banned
             and not params.min_new_tokens
+            and constraint is None
             and self._seen is None
             and self._counts is None
         )
@@ -87,6 +96,8 @@ class Sampler:
             scores = scores.index_fill(0, self._banned, -torch.inf)
         if self._produced < p.min_new_tokens:
             scores = scores.index_fill(0, self._stops, -torch.inf)
+        if self._constraint is not None:
+            scores = scores.masked_fill(~torch.from_numpy(self._constraint.allowed()), -torch.inf)
         return scores
 
     def choose(self, scores: Tensor) -> int:
@@ -100,6 +111,8 @@ class Sampler:
     def observe(self, token_id: int) -> None:
         """Count a token that was produced."""
         self._produced += 1
+        if self._constraint is not None:
+            self._constraint.accept(token_id)
         if self._seen is not None:
             self._seen[token_id] = True
         if self._counts is not None:

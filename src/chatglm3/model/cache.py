@@ -82,6 +82,16 @@ class KVCache:
         for mine, theirs in zip(self._layers, other._layers, strict=True):
             mine[:, :, :, : self.length].copy_(theirs[:, :, :, : self.length])
 
+    def state(self) -> list[Tensor]:
+        """Of each layer, the keys and values held: views `[2, batch, groups, length, d]`."""
+        return [layer[:, :, :, : self.length] for layer in self._layers]
+
+    def restore(self, state: Sequence[Tensor]) -> None:
+        """Take what `state` of a cache of the same model returned."""
+        self.length = state[0].shape[3]
+        for mine, saved in zip(self.state(), state, strict=True):
+            mine.copy_(saved)
+
     def reorder(self, rows: Tensor) -> None:
         """Row `i` becomes what row `rows[i]` was (beam search)."""
         for layer in self._layers:

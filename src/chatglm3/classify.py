@@ -1,0 +1,148 @@
+"""Classification without generation: the probability of every label behind a prompt, so the answer is always a label.
+
+A Chat model sees a conversation: system message, examples as turns, the text as the query. The labels stand where its
+answer begins, behind the empty header line. A Base model sees plain text: the instruction, examples with their labels,
+and the text in a template that the label completes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from chatglm3.engine.engine import Engine
+from chatglm3.engine.labels import LabelTree, shared_beginning
+from chatglm3.engine.sequence import Ranking
+from chatglm3.errors import ChatGLMError, MessageError
+from chatglm3.messages import History, Message
+from chatglm3.prompt import chat_prompt, completion_prompt
+from chatglm3.tokenizer import Tokenizer
+
+TEXT = "{text}"
+"""What a template has where the text goes."""
+CHAT_TEMPLATE, BASE_TEMPLATE = TEXT, f"{TEXT}\n答案："
+CONTENT_FREE = ("N/A", "[MASK]", "无")
+"""Texts that say nothing, whose label probabilities are a model's prejudice (Zhao et al., 2021)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The most probable label, the probability of every label (in the labels' order, together 1), and what it cost.
+
+    `margin` is by how much the label's probability exceeds the second one's.
+    """
+
+    label: str
+    probabilities: Mapping[str, float]
+    margin: float
+    prompt_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a text is asked: labels, template, and all that stands before it. Frozen, so it is checked once."""
+
+    labels: tuple[str, ...]
+    chat: bool
+    template: str
+    system: str | None = None
+    history: History = ()
+    examples: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_labels(self.labels)
+        if TEXT not in self.template:
+            raise MessageError(f"the prompt must have {TEXT} where the text goes, not {self.template!r}")
+        if self.history and not self.chat:
+            raise MessageError("a Base model knows no conversation; give it system= and examples= instead of history=")
+        if self.history and self.system is not None:
+            raise MessageError("give system= or a history that begins with a system message, not both")
+        for example in self.examples:
+            if len(example) != 2 or example[1] not in self.labels:
+                raise MessageError(f"an example is a text and one of the labels, not {example!r}")
+
+    def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """The ids after which a label follows."""
+        return self._chat_prompt(tokenizer, text) if self.chat else self._base_prompt(tokenizer, text)
+
+    def _chat_prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        messages = [Message.system(self.system)] if self.system is not None else []
+        messages += self.history
+        for shown, label in self.examples:
+            messages += [Message("user", self._fill(shown)), Message("assistant", label)]
+        messages.append(Message("user", self._fill(text)))
+        return [*chat_prompt(tokenizer, messages), *tokenizer.encode("\n")]
+
+    def _base_prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        parts = [self.system] if self.system is not None else []
+        parts += [self._fill(shown) + label for shown, label in self.examples]
+        return completion_prompt(tokenizer, "\n\n".join([*parts, self._fill(text)]))
+
+    def _fill(self, text: str) -> str:
+        return self.template.replace(TEXT, text)
+
+    def room(self, tokenizer: Tokenizer) -> int:
+        """Tokens that must be free behind a prompt."""
+        return max(map(len, self.labels_ids(tokenizer)[0])) + 1
+
+    def labels_ids(self, tokenizer: Tokenizer) -> tuple[list[list[int]], tuple[int, ...]]:
+        """The labels as this kind of model would write them, and the ids that end one."""
+        if self.chat:
+            return [tokenizer.encode(label) for label in self.labels], tokenizer.stop_ids
+        ids = [tokenizer.encode_continuation(label) for label in self.labels]
+        return ids, (tokenizer.newline_id, tokenizer.eos_id)
+
+
+class Classifier:
+    """A task on an engine, ready for any number of texts."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, task: Task, *, calibrate: bool = False) -> None:
+        """`calibrate` measures the model's prejudice first, on texts that say nothing."""
+        self._engine, self._tokenizer, self._task = engine, tokenizer, task
+        ids, end_ids = task.labels_ids(tokenizer)
+        if len({tuple(label) for label in ids}) < len(ids):
+            raise MessageError(f"some of these labels are the same to the tokenizer: {', '.join(task.labels)}")
+        size = shared_beginning(ids)
+        self._shared = ids[0][:size]  # it belongs to the prompt
+        self._tree = LabelTree([label[size:] for label in ids], end_ids)
+        self._prior = [0.0] * len(task.labels)
+        if calibrate:
+            free = [list(result.probabilities.values()) for result in self(CONTENT_FREE)]
+            self._prior = [math.log(max(sum(column) / len(free), 1e-12)) for column in zip(*free, strict=True)]
+
+    def __call__(self, texts: Sequence[str]) -> list[Classification]:
+        """The labels of `texts`, in their order."""
+        return [self._classification(ranking) for ranking in self._engine.rank(self._prompts(texts), self._tree)]
+
+    def outcomes(self, texts: Sequence[str]) -> list[Classification | ChatGLMError]:
+        """The same, but a text that fails has its error in its place."""
+        rankings = self._engine.rank_outcomes(self._prompts(texts), self._tree)
+        return [r if isinstance(r, ChatGLMError) else self._classification(r) for r in rankings]
+
+    def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[*self._task.prompt(self._tokenizer, text), *self._shared] for text in texts]
+
+    def _classification(self, ranking: Ranking) -> Classification:
+        """Softmax of every label's log-probability per token, over the prejudice."""
+        means = [sum(logprobs) / len(logprobs) for logprobs in ranking.logprobs]
+        weights = [mean - prior for mean, prior in zip(means, self._prior, strict=True)]
+        most = max(weights)
+        odds = [math.exp(weight - most) for weight in weights]
+        values = [value / sum(odds) for value in odds]
+        best, second = sorted(values, reverse=True)[:2]
+        labels = self._task.labels
+        label, found = labels[values.index(best)], dict(zip(labels, values, strict=True))
+        return Classification(label, found, best - second, ranking.prompt_tokens, ranking.cached_tokens)
+
+
+def _check_labels(labels: Iterable[object]) -> None:
+    given = list(labels)
+    if not all(isinstance(label, str) and label.strip() for label in given):
+        raise MessageError(f"labels must be non-empty strings, not {given!r}")
+    if len(given) < 2:
+        raise MessageError(f"classification needs at least two labels, not {given!r}")
+    twice = sorted({str(label) for label in given if given.count(label) > 1})
+    if twice:
+        raise MessageError(f"labels must differ; {', '.join(twice)} is given twice")
