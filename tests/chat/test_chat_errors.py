@@ -17,7 +17,6 @@ from chat_lessons import (
 )
 from chatglm3.capabilities import Capabilities
 from chatglm3.chat import ChatGLM
-from chatglm3.engine.engine import Engine
 from chatglm3.errors import ChatGLMError, ContextLengthError, MessageError, NumericsError, SamplingError
 from chatglm3.prompt import chat_prompt
 from chatglm3.tokenizer import Tokenizer

@@ -204,6 +204,7 @@ class Engine:
     def restore(self, ids: Sequence[int], state: Sequence[Tensor]) -> Entry:
         """Keep `ids` until `release`, with the keys and values of a cache's `state`."""
         with self._rows(1, len(ids)) as cache, self._turns.alone():
+            self._store.match(self.model)  # so that it belongs to the weights of now
             cache.restore(state)
             return self._store.pin(tuple(ids), cache)
 
