@@ -75,13 +75,12 @@ class Core:
 
     def tidy(self) -> None:
         """Let go of what is done, cancelled or late."""
-        for sequence in [*self._running, *self._arrived]:
-            sequence.expire()
-        for sequence in [s for s in self._running if s.is_done]:
+        now = time.monotonic()
+        for sequence in [s for s in self._running if s.is_over(now)]:
             self._running.remove(sequence)
             kept = sequence.computed_ids if sequence.keep and sequence.error is None else ()
             self.store.release(sequence.cache, kept)
-        for sequence in [s for s in self._arrived if s.is_done]:
+        for sequence in [s for s in self._arrived if s.is_over(now)]:
             self._arrived.remove(sequence)
 
     def _admit(self) -> None:

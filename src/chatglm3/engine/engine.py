@@ -35,7 +35,8 @@ from chatglm3.model.memory import free_memory
 from chatglm3.model.transformer import ChatGLMModel
 
 S = TypeVar("S", bound=RunningSequence)
-_CHUNK_ON_CPU, _CHUNK = 64, 512  # a step on a CPU must be short, or a short request waits long
+_CHUNK, _SMALL_CHUNK = 512, 64  # where a token takes a CPU long, a step must be short, or a short request waits long
+_LARGE = 500_000_000  # bytes of weights
 _CACHE_SHARE = 2  # one in so many free bytes is for caches
 
 
@@ -67,7 +68,8 @@ class Engine:
         if limit is None:
             limit = max(free_memory(model.device) // _CACHE_SHARE, self._network.cache_bytes(1, self.max_context))
         self._store = PrefixStore(self._network.new_cache, self._network.cache_bytes, size=kept_caches, limit=limit)
-        chunk = prefill_chunk or (_CHUNK_ON_CPU if model.device.type == "cpu" else _CHUNK)
+        is_slow = model.device.type == "cpu" and sum(w.nbytes for w in model.state_dict().values()) > _LARGE
+        chunk = prefill_chunk or (_SMALL_CHUNK if is_slow else _CHUNK)
         self.core = Core(self._network, self._store, max_batch=max_batch, chunk=chunk)
         self._turns = Turns(self.core)
         self._beam_search = threading.Lock()  # two of them could each hold the memory that the other one waits for

@@ -124,10 +124,11 @@ class RunningSequence(ABC):
         """Whether nothing is left to do for it."""
         return self.ended is not None or self.error is not None
 
-    def expire(self) -> None:
-        """End it if its time is over."""
-        if self._deadline is not None and self.ended is None and time.monotonic() > self._deadline:
+    def is_over(self, now: float) -> bool:
+        """Whether it is done; it ends if its time is over at `now`, a moment of the monotonic clock."""
+        if self._deadline is not None and self.ended is None and now > self._deadline:
             self.ended = "deadline"
+        return self.ended is not None or self.error is not None
 
     def cancel(self) -> None:
         """End it before its next step."""
