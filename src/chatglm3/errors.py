@@ -11,7 +11,8 @@
     ├── NumericsError        a logit that is not a finite number (also an ArithmeticError)
     ├── DeviceError          a device that does not exist, or has too little memory
     ├── DataError            a table, or a row of it, that cannot be read
-    └── JobError             a bulk job that cannot start or go on
+    ├── JobError             a bulk job that cannot start or go on
+    └── TrainingError        a training run that cannot start or go on
 
 Each message is one line: what happened, why, and what to do next.
 """
@@ -70,6 +71,10 @@ class DataError(ChatGLMError):
 
 class JobError(ChatGLMError):
     """A bulk job that cannot start or go on."""
+
+
+class TrainingError(ChatGLMError):
+    """A training run that cannot start or go on."""
 
 
 def attempt(work: Callable[[], T], *, keep_errors: bool) -> T | ChatGLMError:

@@ -7,6 +7,7 @@ lose itself in whitespace, and what the schema fixes (keys, punctuation) costs n
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -47,9 +48,9 @@ class Vocabulary:
         written = {text for i, text in enumerate(texts) if i not in bytes_of}
         return [_byte(bytes_of[i], written) if i in bytes_of else text for i, text in enumerate(texts)]
 
-    def __call__(self, text: str) -> list[int]:
-        """The ids that the tokenizer writes for text in the middle of an answer."""
-        return self._tokenizer.encode_continuation(text)
+    def __call__(self, text: bytes) -> list[int]:
+        """The ids that the tokenizer writes for UTF-8 text in the middle of an answer."""
+        return self._tokenizer.encode_continuation(text.decode())
 
     @cached_property
     def engine(self) -> Any:
@@ -70,6 +71,15 @@ class JsonGrammar:
         """`chat`: answers begin with an empty header line and a space. `SamplingError` names what is unsupported."""
         self._vocabulary, self._head = vocabulary, vocabulary.header if chat else []
         self._matcher = _compile(vocabulary.engine, read_schema(schema), " " if chat else "")
+        self._try()
+
+    def _try(self) -> None:
+        """Some schemas that no JSON fits, or none that ends, show it only when the first token is asked for."""
+        state = self.start()
+        for token_id in state.forced():
+            state.accept(token_id)
+        if not state.finished:
+            state.allowed()
 
     def start(self) -> JsonState:
         """The constraint of one answer."""
@@ -77,16 +87,20 @@ class JsonGrammar:
 
 
 class JsonState:
-    """How far one answer is (a `Constraint`)."""
+    """How far one answer is (a `Constraint`). What is forced is also all that is allowed, so that heeding it or not
+    makes no difference to the answer.
+    """
 
     def __init__(self, matcher: Any, vocabulary: Vocabulary, head: Sequence[int]) -> None:
-        self._matcher, self._vocabulary, self._head = matcher, vocabulary, list(head)
+        self._matcher, self._vocabulary = matcher, vocabulary
+        self._head = list(head)  # of the header line, which the matcher does not know
+        self._run: list[int] | None = None  # what is forced now; None before it is asked for
 
     def allowed(self) -> NDArray[np.bool_]:
-        """The next id of the header line; then what the grammar allows, and the stop ids where the JSON is whole."""
-        if self._head:
+        """What is forced, or what the grammar allows, and the stop ids where the JSON is whole."""
+        if run := self.forced():
             mask = np.zeros(self._vocabulary.vocab_size, dtype=np.bool_)
-            mask[self._head[0]] = True
+            mask[run[0]] = True
             return mask
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
@@ -95,13 +109,15 @@ class JsonState:
         return mask
 
     def forced(self) -> list[int]:
-        """The header line, and then what the schema leaves no choice about."""
-        forced = [*self._head, *self._matcher.compute_ff_tokens()]
-        self._check()
-        return forced
+        """The header line and the space, and later what the schema leaves no choice about."""
+        if self._run is None:
+            self._run = [*self._head, *self._matcher.compute_ff_tokens()]
+            self._check()
+        return list(self._run)
 
     def accept(self, token_id: int) -> None:
         """Advance by a token; a stop id ends nothing here."""
+        self._run = self._run[1:] or None if self._run else None
         if self._head:
             self._head.remove(token_id)
         elif token_id not in self._vocabulary.stop_ids:
@@ -111,11 +127,12 @@ class JsonState:
     @property
     def finished(self) -> bool:
         """The JSON is whole and nothing can follow."""
-        return not self._head and bool(self._matcher.is_stopped())
+        return not self._head and bool(self._matcher.is_stopped() and self._matcher.is_accepting())
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise SamplingError(f"json_schema: the grammar engine gave up: {_line(self._matcher.get_error())}")
+            reason = _line(self._matcher.get_error())
+            raise SamplingError(f"json_schema: no JSON under the schema can go on from here ({reason})")
 
 
 def _compile(engine: Any, schema: dict[str, Any], space: str) -> Any:
@@ -133,12 +150,17 @@ def _compile(engine: Any, schema: dict[str, Any], space: str) -> Any:
     lark = f"start: {json.dumps(space)} json\njson: %json {text}" if space else f"start: %json {text}"
     matcher = LLMatcher(engine, LLMatcher.grammar_from_lark(lark), log_level=0)
     if matcher.is_error():
-        raise SamplingError(f"json_schema: it cannot be enforced: {_line(matcher.get_error())}")
+        reason = _line(matcher.get_error())
+        if "oneOf" in reason:
+            reason = "oneOf needs parts that differ in type or in a required constant; use anyOf"
+        raise SamplingError(f"json_schema: it cannot be enforced: {reason}")
     return matcher
 
 
 def _line(message: str) -> str:
-    return message.strip().splitlines()[0][:200]
+    """What the engine says, without where in its own notation that is."""
+    said = re.split(r"\n   1 \||\n<state>", message)[0].rpartition("failed to compile JSON schema: ")[2]
+    return " ".join(said.split())[:300]
 
 
 def _byte(value: int, written: set[bytes]) -> bytes:

@@ -6,6 +6,7 @@ What is left means the same in every draft of JSON Schema that has it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
@@ -26,12 +27,15 @@ _OF_NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "mu
 _COMPOSING = {"$ref", "anyOf", "oneOf", "allOf"}
 ENFORCED = {"type", "enum", "const", *_COMPOSING, *_OF_OBJECTS, *_OF_ARRAYS, *_OF_STRINGS, *_OF_NUMBERS}
 """Keywords that an answer is held to."""
+FORMATS = {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}
+"""Values of `format` that an answer is held to."""
 _DEFINING = {"$defs", "definitions"}
 _DESCRIBING = {"title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly"}
 _AT_THE_ROOT = ("$schema", "$id", "id")
 _MAPS = {"properties", "patternProperties", *_DEFINING}
 _LISTS = {"anyOf", "oneOf", "allOf", "prefixItems"}
 _SINGLE = {"items", "additionalProperties"}
+_CONTROL = re.compile(r"(?<!\\)(?:\\\\)*\\u00|\x7f")  # in the spelling of json.dumps
 _LARGEST_INTEGER = 2**53  # above it a double, which is what numbers become on the way, is not exact
 
 
@@ -59,6 +63,7 @@ def _parse(schema: object) -> dict[str, Any]:
         value = pydantic() if callable(pydantic) else schema
         text = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
         root = json.loads(text, parse_int=_integer, parse_constant=_no_number)
+        json.dumps(root, ensure_ascii=False).encode()  # fails for half a surrogate pair
     except SamplingError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
@@ -98,6 +103,10 @@ def _check(schema: dict[str, Any], place: str, places: object) -> None:
     for name in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(schema.get(name), bool):
             raise _error(f"{name} at {place} must be a number, not {schema[name]!r}")
+    if schema.get("format", "uuid") not in FORMATS:
+        raise _error(f"format {schema['format']!r} at {place} is unknown; use one of {', '.join(sorted(FORMATS))}")
+    if _CONTROL.search(json.dumps([schema.get("const"), schema.get("enum")], ensure_ascii=False)):
+        raise _error(f"a value at {place} has a control character, which is never written; leave it out")
     least = schema.get("minProperties", 0)
     if isinstance(least, int) and least > 1:
         raise _error(f"minProperties at {place} cannot be enforced above 1; list the properties as required")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatglm3.errors import AdapterError
@@ -30,20 +31,26 @@ _UNSUPPORTED = {
 
 
 class LoraLinear(nn.Module):
-    """A linear layer and its update: base(x) + scale * B(A(x)), A and B computed in their own dtype."""
+    """A linear layer and its update: base(x) + scale * B(A(x)), A and B computed in their own dtype.
 
-    def __init__(self, base: nn.Module, a: Tensor, b: Tensor, scale: float) -> None:
+    While it is trained, the update sees `x` with a share `dropout` of it set to zero.
+    """
+
+    def __init__(self, base: nn.Module, a: Tensor, b: Tensor, scale: float, dropout: float = 0.0) -> None:
         """`a` is [r, in], `b` [out, r]."""
         super().__init__()
         self.base = base
         self.lora_A = nn.Parameter(a, requires_grad=False)
         self.lora_B = nn.Parameter(b, requires_grad=False)
-        self.scale = scale
+        self.scale, self.dropout = scale, dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] to [..., out]."""
         out: Tensor = self.base(x)
-        update = x.to(self.lora_A.dtype) @ self.lora_A.T @ self.lora_B.T
+        seen = x.to(self.lora_A.dtype)
+        if self.training and self.dropout:
+            seen = F.dropout(seen, self.dropout)
+        update = seen @ self.lora_A.T @ self.lora_B.T
         return out + (self.scale * update).to(out.dtype)
 
     def merged(self) -> nn.Linear:

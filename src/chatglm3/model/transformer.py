@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from chatglm3.kernels.ops import add, apply_rope, attend, rms_norm, rope_table, swiglu
 from chatglm3.model.cache import Cache, ConcatCache
@@ -163,6 +164,11 @@ class ChatGLMModel(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = _Transformer(config)
+        self.recompute = False
+        """Keep only the input of each block for the backward pass, and compute the block again there.
+
+        The caches must then give the same when they are appended to twice.
+        """
 
     @property
     def dtype(self) -> torch.dtype:
@@ -206,7 +212,10 @@ class ChatGLMModel(nn.Module):
             if x.device != block.device:
                 x, rope = x.to(block.device), rope.to(block.device)
                 key_mask = None if key_mask is None else key_mask.to(block.device)
-            x = block(x, rope, segments, key_mask)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, segments, key_mask, use_reentrant=False)
+            else:
+                x = block(x, rope, segments, key_mask)
         if collect is not None:
             collect.append(x)
         for cache, length in segments:
