@@ -47,7 +47,8 @@ def classify(glm: chatglm3.ChatGLM, reviews: list[str], labels: list[str]) -> No
     for review, one in list(zip(reviews, found, strict=True))[:3]:
         print(f"   {one.label} {one.probabilities[one.label]:.2f}  {review}")
     right = sum(one.label == label for one, label in zip(found, labels, strict=True))
-    print(f"   …\n   {right} of {len(labels)} right ({right / len(labels):.0%}), {len(labels) / seconds:.0f} rows a second")
+    share = f"{right} of {len(labels)} right ({right / len(labels):.0%})"
+    print(f"   …\n   {share}, {len(labels) / seconds:.0f} rows a second")
 
 
 if __name__ == "__main__":

@@ -191,8 +191,11 @@ class Generating(RunningSequence):
             self.ended, self._stop_id = "stop", token_id
             return
         self.output.append(token_id)
+        constraint = self.request.constraint
         if self.request.should_stop is not None and self.request.should_stop(token_id):
             self.ended = "stop"
+        elif constraint is not None and constraint.finished:
+            self.ended = "stop"  # nothing but a stop id may follow, so none is computed
         elif len(self.output) >= self.room:
             self.ended = "length"
 
