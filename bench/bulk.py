@@ -1,4 +1,4 @@
-"""Classifying rows on one long prompt at the width of the 6B model: the official way, llama.cpp done well, and this project.
+"""Classifying rows on one long prompt at the width of the 6B model: the official way, llama.cpp done well, and here.
 
 200 rows of 24 to 60 tokens of their own stand behind a shared prefix of 512 tokens; the answer is one of two labels.
 Weights are random and the same for everybody (4 layers, int4 here and Q4_0 there). The contenders take turns:

@@ -107,9 +107,10 @@ class RunningSequence(ABC):
     def pending(self, limit: int) -> list[int]:
         """The next tokens, at most `limit`, that the network has not seen."""
         done, prompt = self.cache.tokens, self.prompt
-        if done < len(prompt):
-            return list(prompt[done : done + limit])
-        return list(self.tail[done - len(prompt) :][:limit])
+        if done >= len(prompt):
+            return list(self.tail[done - len(prompt) :][:limit])
+        part = list(prompt[done : done + limit])
+        return [*part, *self.tail[: limit - len(part)]]
 
     def wants(self, count: int) -> int:
         """Behind how many of the last of `count` pending tokens it wants the scores."""
