@@ -33,7 +33,7 @@ class Journal:
         self._folder = output.with_name(f"{output.name}.job")
         self._job, self._results = self._folder / "job.json", self._folder / "results"
         self._ends = array("q", [0])  # of each window's line; results stay on the disk
-        self._window = lru_cache(maxsize=16)(self.read)
+        self._window = lru_cache(maxsize=4)(self.read)
         self._folder.mkdir(exist_ok=True)
         self._lock = os.open(self._folder, os.O_RDONLY)
         try:
