@@ -13,7 +13,7 @@ import pytest
 import typer
 
 import chatglm3
-from chatglm3.cli import COMMANDS, _app, run
+from chatglm3.cli import COMMANDS, _app, execute
 from chatglm3.cli.memory import format_bytes, weights_by_form
 from chatglm3.cli.session import COMMANDS as SESSION_COMMANDS
 from chatglm3.engine.params import SamplingParams
@@ -142,7 +142,7 @@ def test_make_targets_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_command_page_has_every_option_and_no_other(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([name, "--help"]) == 0
+    assert execute([name, "--help"]) == 0
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", capsys.readouterr().out))
     text = prose(CLI_PAGE)
     documented = set(re.findall(r"`(--[a-z][a-z-]+)`", text))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chatglm3.cli import run
+from chatglm3.cli import execute
 from chatglm3.messages import Message
 from chatglm3.model.checkpoint import save_model
 from chatglm3.prompt import chat_prompt, completion_prompt, message_ids
@@ -61,7 +61,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], mode
     def call(*arguments: str | Path, stdin: bytes = b"") -> Result:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capfd.readouterr()
-        status = run([str(argument) for argument in arguments])
+        status = execute([str(argument) for argument in arguments])
         return Result(status, *capfd.readouterr())
 
     return call

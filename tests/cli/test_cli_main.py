@@ -24,8 +24,8 @@ Cli = Callable[..., Result]
 ASSETS = Path(chatglm3.__file__).parent / "assets"
 LIGHT = """
 import sys
-from chatglm3.cli import run
-assert run({arguments!r}) == {status}
+from chatglm3.cli import execute
+assert execute({arguments!r}) == {status}
 heavy = {{"torch", "numpy", "prompt_toolkit", "huggingface_hub", "rich"}} & sys.modules.keys()
 assert not heavy, heavy
 """

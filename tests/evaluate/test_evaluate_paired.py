@@ -87,7 +87,7 @@ def test_the_sentence_says_what_the_rows_show() -> None:
     )
     other = sentence(replace(CLEAR, value=-0.012, interval=Interval(-0.023, -0.001)))
     assert "1.2 points less accurate" in other and "−2.3 to −0.1" in other and "Base is better here" in other
-    assert "one under 1.6 points is seen less than four times in five, so it may look larger than it is" in other
+    assert "one under 1.6 points is found less than four times in five, so it may look larger than it is" in other
 
 
 def test_the_sentence_says_what_the_rows_do_not_show() -> None:

@@ -31,10 +31,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # it takes less on purpose
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(execute(sys.argv[1:]))
 
 
-def run(arguments: Sequence[str]) -> int:
+def execute(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit status."""
     try:
         status = _app(arguments)(arguments, prog_name="chatglm3", standalone_mode=False)

@@ -79,6 +79,7 @@ _SAMPLING: dict[str, Any] = {
     "seed": Annotated[int, typer.Option(help="Same seed, same answer.", show_default="random")],
     "stop": Annotated[list[str], typer.Option(help="Text that ends the answer; may be repeated.")],
     "banned": Annotated[list[int], typer.Option(help="Token id that is never produced; may be repeated.")],
+    "max_time": Annotated[float, typer.Option(help="End the answer where it is after this many seconds.")],
     "logprobs": Annotated[int, typer.Option(help="With --json: log-probabilities of this many tokens.")],
 }
 
