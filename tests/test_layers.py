@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "classify": {"errors", "messages", "tokenizer", "prompt", "engine"},
     "answers": {"errors", "messages", "tokenizer", "prompt", "reply", "stopping", "engine", "grammar"},
     "held": {"errors", "messages", "engine"},
-    "train": {"errors", "messages", "tokenizer", "prompt", "toolcall", "kernels", "model", "engine"},
+    "train": {"errors", "messages", "tokenizer", "prompt", "toolcall", "kernels", "model", "engine", "tables"},
 }
 CORE = {*MAY_IMPORT, "chat", "loading"}
 SIDES = {"tables", "bulk", "evaluate"}  # they sit on chat
