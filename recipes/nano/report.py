@@ -1,6 +1,6 @@
 """Chat against Base on the 2,000 held-out reviews: writes docs/reports/nano-held-out.html and .md:
 
-python -m recipes.nano.report       # minutes
+OMP_NUM_THREADS=1 python -m recipes.nano.report       # four minutes; one thread keeps the times steady
 
 The examples in the prompts, and the text that the shown prompts ask about, come from examples/reviews.jsonl: the report
 holds no sentence of the corpus. The wording is that of the model cards and of the training text, none chosen on these

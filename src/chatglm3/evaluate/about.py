@@ -20,7 +20,7 @@ def about_this_run() -> dict[str, str]:
     numbers |= {name: version(name) for name in PACKAGES}
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores{_threads()}, {platform.system()}",
         "versions": ", ".join(f"{name} {number}" for name, number in numbers.items()),
     }
 
@@ -30,6 +30,11 @@ def about_model(glm: ChatGLM) -> str:
     dtype = str(glm.model.dtype).removeprefix("torch.")
     size = f"{glm.model.config.parameter_count:,} parameters"
     return f"{size}, {dtype}, {glm.model.device}, weights {glm.engine.fingerprint()}"
+
+
+def _threads() -> str:
+    threads = os.environ.get("OMP_NUM_THREADS")
+    return f" (OMP_NUM_THREADS={threads})" if threads else ""
 
 
 def _processor() -> str:
