@@ -25,7 +25,7 @@ sanitize: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt $(wildcard native/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,grammar,recipes,tables]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,grammar,recipes,tables,train]"
 	touch $@
 
 clean:

@@ -154,7 +154,8 @@ def test_the_command_page_has_every_option_and_no_other(name: str, capsys: pytes
 
 def _options(name: str) -> list[str]:
     command: Any = typer.main.get_command(_app([])).get_command(None, name)  # type: ignore[attr-defined]
-    options = [option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)]
+    parameters = [p for one in (command, *getattr(command, "commands", {}).values()) for p in one.params]
+    options = [option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)]
     return [option for option in options if option.startswith("--") and option != "--help"]
 
 

@@ -40,10 +40,11 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """How tokens are chosen, and what the answer must be."""
+    """How tokens are chosen, what the answer must be, and the name of the adapter that gives it."""
 
     params: SamplingParams
     grammar: Grammar | None = None
+    adapter: str | None = None
 
 
 class Answer(ABC, Generic[T]):
@@ -53,7 +54,7 @@ class Answer(ABC, Generic[T]):
         self._tokenizer, self._stops = tokenizer, StopStrings(wishes.params.stop)
         constraint = None if wishes.grammar is None else wishes.grammar.start()
         stop_ids = frozenset(tokenizer.stop_ids)
-        self.request = Request(tuple(prompt), wishes.params, stop_ids, self.push, constraint)
+        self.request = Request(tuple(prompt), wishes.params, stop_ids, self.push, constraint, wishes.adapter)
 
     @abstractmethod
     def push(self, token_id: int) -> bool:

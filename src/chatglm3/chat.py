@@ -34,10 +34,14 @@ HistoryLike = Iterable[Message | Mapping[str, Any]] | None
 
 
 class AnswerOptions(SamplingOptions, total=False):
-    """The fields of `SamplingParams`, and what an answer must be: one of `choices`, or JSON of a `json_schema`."""
+    """The fields of `SamplingParams`, and what an answer must be: one of `choices`, or JSON of a `json_schema`.
+
+    `adapter` is the name of one that was added (`add_adapter`); None is the model as it was loaded.
+    """
 
     choices: Iterable[str] | None
     json_schema: object
+    adapter: str | None
 
 
 class ChatGLM:
@@ -73,8 +77,8 @@ class ChatGLM:
         """Answer `query`, said in `role`, after `history` (messages or official dicts).
 
         `tools` (a list or dict, as JSON) are offered in the system message; `options` are the fields of
-        `SamplingParams`, `choices` and `json_schema`. Raises MessageError, SamplingError, ContextLengthError,
-        DeviceError or NumericsError.
+        `SamplingParams`, `choices`, `json_schema` and `adapter`. Raises MessageError, SamplingError,
+        ContextLengthError, AdapterError, DeviceError or NumericsError.
         """
         messages = self._conversation(query, history, role, tools)
         self._warn_untrained(messages)
@@ -198,11 +202,11 @@ class ChatGLM:
         found = self._answer_all(lambda text: TextAnswer(self.tokenizer, text, wishes), prompts, return_errors)
         return found[0] if isinstance(prompt, str) else found  # type: ignore[return-value]
 
-    def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
+    def score(self, prompt: str, continuations: Sequence[str], *, adapter: str | None = None) -> list[float]:
         """Log-probability (natural logarithm) of each continuation of plain text; what they share is computed once."""
         ids = completion_prompt(self.tokenizer, _text("prompt", prompt))
         tails = [self.tokenizer.encode_continuation(c) for c in _texts("continuations", continuations)]
-        return [sum(logprobs) for logprobs in self.engine.score(ids, tails)]
+        return [sum(logprobs) for logprobs in self.engine.score(ids, tails, adapter)]
 
     @overload
     def classify(
@@ -215,6 +219,7 @@ class ChatGLM:
         examples: Iterable[tuple[str, str]] = (),
         prompt: str | None = None,
         calibrate: bool = False,
+        adapter: str | None = None,
     ) -> Classification: ...
     @overload
     def classify(
@@ -227,6 +232,7 @@ class ChatGLM:
         examples: Iterable[tuple[str, str]] = (),
         prompt: str | None = None,
         calibrate: bool = False,
+        adapter: str | None = None,
         return_errors: Literal[False] = False,
     ) -> list[Classification]: ...
     @overload
@@ -240,6 +246,7 @@ class ChatGLM:
         examples: Iterable[tuple[str, str]] = (),
         prompt: str | None = None,
         calibrate: bool = False,
+        adapter: str | None = None,
         return_errors: Literal[True],
     ) -> list[Classification | ChatGLMError]: ...
     def classify(
@@ -252,6 +259,7 @@ class ChatGLM:
         examples: Iterable[tuple[str, str]] = (),
         prompt: str | None = None,
         calibrate: bool = False,
+        adapter: str | None = None,
         return_errors: bool = False,
     ) -> Classification | list[Classification] | list[Classification | ChatGLMError]:
         """The most probable of `labels` for a text, or for each of a list, with the probability of every label.
@@ -259,35 +267,52 @@ class ChatGLM:
         Nothing is generated, so the answer is always a label. A Chat model sees `system` or `history`, the `examples`
         (pairs of a text and its label) as turns, and the text as the query; a Base model sees plain text. `prompt` is
         the template of a text, with {text} where it goes. `calibrate` divides by the probabilities of texts that say
-        nothing (Zhao et al., 2021). With `return_errors` a text that fails has its error in its place.
-        Raises MessageError, ContextLengthError, DeviceError or NumericsError.
+        nothing (Zhao et al., 2021). `adapter` names one that was added. With `return_errors` a text that fails has its
+        error in its place. Raises MessageError, ContextLengthError, AdapterError, DeviceError or NumericsError.
         """
         template = prompt if prompt is not None else CHAT_TEMPLATE if self.capabilities.chat else BASE_TEMPLATE
         shown = tuple((_text("an example", t), _text("an example's label", label)) for t, label in examples)
         task = Task(tuple(labels), self.capabilities.chat, template, system, as_history(history), shown)
         texts = [text] if isinstance(text, str) else _texts("text", text)
-        classifier = Classifier(self.engine, self.tokenizer, task, calibrate=calibrate)
+        classifier = Classifier(self.engine, self.tokenizer, task, calibrate=calibrate, adapter=adapter)
         found = classifier.outcomes(texts) if return_errors else classifier(texts)
         return found[0] if isinstance(text, str) else found  # type: ignore[return-value]
 
-    def prefix(self, history: HistoryLike | str) -> Prefix:
+    def prefix(self, history: HistoryLike | str, *, adapter: str | None = None) -> Prefix:
         """Compute a history (or plain text, for completions) once and keep it for every call that begins with it.
 
             with glm.prefix(history) as prefix:
                 replies = [glm.chat(query, prefix) for query in queries]
 
         The keys and values stay until the prefix is closed, whoever else needs memory. `prefix.save(path)` writes them
-        to a file, `load_prefix` reads it in another process.
+        to a file, `load_prefix` reads it in another process. They are those of `adapter`, for calls that name it too.
         """
         if isinstance(history, str):
-            return Prefix.compute(self.engine, completion_prompt(self.tokenizer, history), text=history)
+            ids = completion_prompt(self.tokenizer, history)
+            return Prefix.compute(self.engine, ids, text=history, adapter=adapter)
         messages = as_history(history)
         ids = chat_prompt(self.tokenizer, messages, add_generation_prompt=False)
-        return Prefix.compute(self.engine, ids, history=messages)
+        return Prefix.compute(self.engine, ids, history=messages, adapter=adapter)
 
-    def load_prefix(self, path: str | Path) -> Prefix:
+    def load_prefix(self, path: str | Path, *, adapter: str | None = None) -> Prefix:
         """A prefix that `prefix(...).save(path)` wrote; CheckpointError if it is of other weights or damaged."""
-        return Prefix.load(self.engine, Path(path))
+        return Prefix.load(self.engine, Path(path), adapter)
+
+    def add_adapter(self, name: str, path: str | Path) -> None:
+        """Read a LoRA or P-Tuning v2 folder for the calls that say `adapter=name`; the others do not notice it.
+
+        Raises `AdapterError` if it does not fit, if `name` is taken, or if the model was loaded with one of its kind.
+        """
+        self.engine.adapters.add(name, path)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget what `add_adapter` read; calls that are on their way go on with it."""
+        self.engine.adapters.remove(name)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names that `adapter=` may have."""
+        return self.engine.adapters.names
 
     def close(self) -> None:
         """Free the weights and the caches; a later call is an error."""
@@ -317,9 +342,10 @@ class ChatGLM:
     def _wishes(self, options: AnswerOptions, *, chat: bool = True) -> Wishes:
         rest: dict[str, Any] = dict(options)
         choices, schema = rest.pop("choices", None), rest.pop("json_schema", None)
+        adapter = rest.pop("adapter", None)
         params = SamplingParams.of(rest)
         grammar = self._grammars.compile(choices=choices, json_schema=schema, chat=chat)
-        return Wishes(params if grammar is None else fitted(params, grammar), grammar)
+        return Wishes(params if grammar is None else fitted(params, grammar), grammar, adapter)
 
     def _answer_all(
         self, ask: Callable[[str], Answer[T]], texts: Sequence[str], return_errors: bool

@@ -98,9 +98,11 @@ class Task:
 class Classifier:
     """A task on an engine, ready for any number of texts."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, task: Task, *, calibrate: bool = False) -> None:
-        """`calibrate` measures the model's prejudice first, on texts that say nothing."""
-        self._engine, self._tokenizer, self._task = engine, tokenizer, task
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, task: Task, *, calibrate: bool = False, adapter: str | None = None
+    ) -> None:
+        """`calibrate` measures the model's prejudice first, on texts that say nothing; `adapter` is one of `engine`."""
+        self._engine, self._tokenizer, self._task, self._adapter = engine, tokenizer, task, adapter
         ids, end_ids = task.labels_ids(tokenizer)
         if len({tuple(label) for label in ids}) < len(ids):
             raise MessageError(f"some of these labels are the same to the tokenizer: {', '.join(task.labels)}")
@@ -114,11 +116,12 @@ class Classifier:
 
     def __call__(self, texts: Sequence[str]) -> list[Classification]:
         """The labels of `texts`, in their order."""
-        return [self._classification(ranking) for ranking in self._engine.rank(self._prompts(texts), self._tree)]
+        rankings = self._engine.rank(self._prompts(texts), self._tree, self._adapter)
+        return [self._classification(ranking) for ranking in rankings]
 
     def outcomes(self, texts: Sequence[str]) -> list[Classification | ChatGLMError]:
         """The same, but a text that fails has its error in its place."""
-        rankings = self._engine.rank_outcomes(self._prompts(texts), self._tree)
+        rankings = self._engine.rank_outcomes(self._prompts(texts), self._tree, self._adapter)
         return [r if isinstance(r, ChatGLMError) else self._classification(r) for r in rankings]
 
     def _prompts(self, texts: Sequence[str]) -> list[list[int]]:

@@ -21,22 +21,29 @@ class Prefix:
         self.history, self.text = history, text
 
     @classmethod
-    def compute(cls, engine: Engine, ids: Sequence[int], history: History = (), text: str | None = None) -> Prefix:
-        """Run the network on `ids`, which `history` or `text` are."""
-        return cls(engine, engine.hold(ids), history, text)
+    def compute(
+        cls,
+        engine: Engine,
+        ids: Sequence[int],
+        history: History = (),
+        text: str | None = None,
+        adapter: str | None = None,
+    ) -> Prefix:
+        """Run the network, with an adapter, on `ids`, which `history` or `text` are."""
+        return cls(engine, engine.hold(ids, adapter), history, text)
 
     @classmethod
-    def load(cls, engine: Engine, path: Path) -> Prefix:
-        """Read what `save` wrote, for the same weights."""
-        ids, state, about = load_prefix(path, engine.fingerprint())
+    def load(cls, engine: Engine, path: Path, adapter: str | None = None) -> Prefix:
+        """Read what `save` wrote, for the same weights and adapter."""
+        ids, state, about = load_prefix(path, engine.fingerprint(engine.adapters.find(adapter)))
         said = json.loads(about)
-        return cls(engine, engine.restore(ids, state), as_history(said["history"]), said["text"])
+        return cls(engine, engine.restore(ids, state, adapter), as_history(said["history"]), said["text"])
 
     def save(self, path: str | Path) -> None:
         """Write keys, values, token ids and history to a file: 28,672 bytes a token of the real model in 16 bits."""
         about = json.dumps({"history": [m.to_dict() for m in self.history], "text": self.text}, ensure_ascii=False)
         held = self._open()
-        save_prefix(Path(path), held.ids, held.cache.state(), self._engine.fingerprint(), about)
+        save_prefix(Path(path), held.ids, held.cache.state(), self._engine.fingerprint(held.adapter), about)
 
     @property
     def token_ids(self) -> tuple[int, ...]:

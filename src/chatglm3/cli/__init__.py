@@ -1,8 +1,8 @@
 """The command `chatglm3`: finds the subcommand, and turns every expected failure into one line.
 
-Each subcommand is the function `command` in the module of its name. Only the module that is asked for is imported, and
-none of them imports torch before it starts to work. Exit status: 0, 2 for a usage error, 130 for Ctrl-C, 1 for any
-other failure.
+Each subcommand is the function `command`, or the group `app`, in the module of its name. Only the module that is asked
+for is imported, and none of them imports torch before it starts to work. Exit status: 0, 2 for a usage error, 130 for
+Ctrl-C, 1 for any other failure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import typer
 import chatglm3
 from chatglm3.errors import ChatGLMError
 
-COMMANDS = ("chat", "complete", "run", "classify", "evaluate", "info", "download", "quantize", "doctor")
+COMMANDS = ("chat", "complete", "run", "classify", "evaluate", "train", "info", "download", "quantize", "doctor")
 
 # A public road to typer's usage error, which has moved between versions (typer 0.26 brought its own copy of click).
 _UsageError: Any = typer.BadParameter.__base__
@@ -57,7 +57,11 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_chatglm3)
     for name in names:
-        app.command(name)(import_module(f"chatglm3.cli.{name}").command)
+        module = import_module(f"chatglm3.cli.{name}")
+        if hasattr(module, "app"):  # a command with commands of its own
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(module.command)
     return app
 
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from chatglm3.engine.network import Network, bad_rows
 from chatglm3.engine.prefix import Entry, PrefixStore
-from chatglm3.engine.schedule import plan
+from chatglm3.engine.schedule import next_adapter, plan
 from chatglm3.engine.sequence import RunningSequence
 from chatglm3.errors import DeviceError
+from chatglm3.model.adapters import Adapter, acting
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Core:
         self._max_batch, self._chunk = max_batch, chunk
         self._arrived: deque[RunningSequence] = deque()
         self._running: list[RunningSequence] = []
+        self._adapter: Adapter | None = None  # whose turn the last step was
 
     def submit(self, sequence: RunningSequence) -> None:
         """Let a sequence wait for its turn; those that came first are admitted first."""
@@ -58,9 +60,11 @@ class Core:
         start = time.perf_counter()
         self.tidy()
         self._admit()
-        parts = plan(self._running, self._chunk)
+        self._adapter = adapter = next_adapter(self._running, self._adapter)
+        parts = plan([s for s in self._running if s.adapter is adapter], self._chunk)
         if parts:
-            self._run(parts)
+            with acting(adapter):
+                self._run(parts)
         self.tidy()
         self.counters.seconds += time.perf_counter() - start
 
@@ -72,6 +76,7 @@ class Core:
         """Forget every sequence."""
         self._arrived.clear()
         self._running.clear()
+        self._adapter = None
 
     def tidy(self) -> None:
         """Let go of what is done, cancelled or late."""
@@ -79,7 +84,7 @@ class Core:
         for sequence in [s for s in self._running if s.is_over(now)]:
             self._running.remove(sequence)
             kept = sequence.computed_ids if sequence.keep and sequence.error is None else ()
-            self.store.release(sequence.cache, kept)
+            self.store.release(sequence.cache, kept, sequence.adapter)
         for sequence in [s for s in self._arrived if s.is_over(now)]:
             self._arrived.remove(sequence)
 
@@ -89,9 +94,10 @@ class Core:
             self.store.match(self.network.model)
         while self._arrived and len(self._running) < self._max_batch:
             sequence = self._arrived[0]
-            held = [Entry(s.computed_ids, s.cache) for s in self._running]
+            held = [Entry(s.computed_ids, s.cache, s.adapter) for s in self._running]
             capacity = len(sequence.prompt) + sequence.room
-            found = self.store.acquire(sequence.prompt, capacity, held)
+            with acting(sequence.adapter):  # a new cache begins with its prefix, if it is one
+                found = self.store.acquire(sequence.prompt, capacity, held, sequence.adapter)
             if found is None:
                 if not self._running:
                     sequence.error = DeviceError(self.store.no_room(1, capacity))

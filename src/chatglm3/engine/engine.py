@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from chatglm3.engine.adapters import NamedAdapters
 from chatglm3.engine.beam import Beam, beam_search
 from chatglm3.engine.core import Core, Counters
 from chatglm3.engine.fingerprint import fingerprint
@@ -30,6 +31,7 @@ from chatglm3.engine.sequence import (
 )
 from chatglm3.engine.turns import Turns
 from chatglm3.errors import ChatGLMError, ContextLengthError, DeviceError, SamplingError, attempt
+from chatglm3.model.adapters import Adapter, acting
 from chatglm3.model.cache import KVCache
 from chatglm3.model.memory import free_memory
 from chatglm3.model.transformer import ChatGLMModel
@@ -72,6 +74,7 @@ class Engine:
         chunk = prefill_chunk or (_SMALL_CHUNK if is_slow else _CHUNK)
         self.core = Core(self._network, self._store, max_batch=max_batch, chunk=chunk)
         self._turns = Turns(self.core)
+        self.adapters = NamedAdapters(self._network, self._store, self._turns)
         self._beam_search = threading.Lock()  # two of them could each hold the memory that the other one waits for
 
     @property
@@ -129,24 +132,28 @@ class Engine:
                     yield token
         yield self._generation(sequence)
 
-    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[list[float]]:
+    def score(
+        self, prompt: Sequence[int], continuations: Sequence[Sequence[int]], adapter: str | None = None
+    ) -> list[list[float]]:
         """Log-probability of each token of each continuation after `prompt`; what they share is computed once."""
-        ranking = self.rank([prompt], LabelTree(continuations))[0]
+        ranking = self.rank([prompt], LabelTree(continuations), adapter)[0]
         return [list(logprobs) for logprobs in ranking.logprobs]
 
-    def rank(self, prompts: Sequence[Sequence[int]], tree: LabelTree) -> list[Ranking]:
+    def rank(self, prompts: Sequence[Sequence[int]], tree: LabelTree, adapter: str | None = None) -> list[Ranking]:
         """Score every label of `tree` behind each prompt; what the prompts begin with is computed once."""
-        return self._rank(prompts, tree, patient=False)  # type: ignore[return-value]
+        return self._rank(prompts, tree, adapter, patient=False)  # type: ignore[return-value]
 
-    def rank_outcomes(self, prompts: Sequence[Sequence[int]], tree: LabelTree) -> list[Ranking | ChatGLMError]:
+    def rank_outcomes(
+        self, prompts: Sequence[Sequence[int]], tree: LabelTree, adapter: str | None = None
+    ) -> list[Ranking | ChatGLMError]:
         """Like `rank`, but a prompt that fails has its error in its place, and the others go on."""
-        return self._rank(prompts, tree, patient=True)
+        return self._rank(prompts, tree, adapter, patient=True)
 
     def _rank(
-        self, prompts: Sequence[Sequence[int]], tree: LabelTree, *, patient: bool
+        self, prompts: Sequence[Sequence[int]], tree: LabelTree, adapter: str | None, *, patient: bool
     ) -> list[Ranking | ChatGLMError]:
-        keep = len(prompts) == 1
-        makers = [partial(self._scoring, tuple(prompt), tree, keep=keep) for prompt in prompts]
+        keep, acts = len(prompts) == 1, self.adapters.find(adapter)
+        makers = [partial(self._scoring, tuple(prompt), tree, keep=keep, adapter=acts) for prompt in prompts]
         return [s if isinstance(s, ChatGLMError) else s.ranking() for s in self._collect(makers, patient)]
 
     def _collect(self, makers: Sequence[Callable[[], S]], patient: bool) -> list[S | ChatGLMError]:
@@ -156,7 +163,8 @@ class Engine:
         """
         made = [attempt(make, keep_errors=patient) for make in makers]
         sequences = [s for s in made if not isinstance(s, ChatGLMError)]
-        self._compute_shared([s.prompt for s in sequences])
+        for adapter in dict.fromkeys(s.adapter for s in sequences):
+            self._compute_shared([s.prompt for s in sequences if s.adapter is adapter], adapter)
         with self._turns.submitted(sequences):
             self._turns.wait(
                 lambda: all(s.is_done for s in sequences) or (not patient and any(s.error for s in sequences))
@@ -171,13 +179,17 @@ class Engine:
         room = self._room(request.prompt, request.params.max_new_tokens, request.params.banned)
         if request.constraint is not None:
             raise SamplingError("beam search takes no choices or JSON schema; use num_beams=1")
-        n, network = request.params.num_beams, self._network
+        n, network, adapter = request.params.num_beams, self._network, self.adapters.find(request.adapter)
         capacity = len(request.prompt) + room
-        with self._beam_search, self._computed(request.prompt) as prompt, self._rows(n, capacity, beside=1) as cache:
+        with (
+            self._beam_search,
+            self._computed(request.prompt, adapter) as prompt,
+            self._rows(n, capacity, adapter, beside=1) as cache,
+        ):
             cache.copy_from(prompt.cache, len(request.prompt))
 
             def next_logits(rows: Sequence[Sequence[int]], parents: Tensor) -> Tensor:
-                with self._turns.alone():
+                with self._turns.alone(), acting(adapter):
                     cache.reorder(parents)
                     tokens = torch.tensor([[row[-1]] for row in rows], device=network.model.device)
                     hidden = network.model.hidden(tokens, torch.full_like(tokens, cache.tokens), [(cache, 1)])
@@ -197,18 +209,19 @@ class Engine:
                     break
         return Generation(tuple(ids), reason, best.stop_id, len(request.prompt), 0, None)
 
-    def hold(self, ids: Sequence[int]) -> Entry:
-        """Compute `ids` and keep them, whoever else needs memory, until `release`."""
-        with self._computed(tuple(ids)) as prompt, self._turns.alone():
+    def hold(self, ids: Sequence[int], adapter: str | None = None) -> Entry:
+        """Compute `ids` and keep them for requests with `adapter`, whoever else needs memory, until `release`."""
+        with self._computed(tuple(ids), self.adapters.find(adapter)) as prompt, self._turns.alone():
             self.core.give_up(prompt)
-            return self._store.pin(prompt.prompt, prompt.cache)
+            return self._store.pin(prompt.prompt, prompt.cache, prompt.adapter)
 
-    def restore(self, ids: Sequence[int], state: Sequence[Tensor]) -> Entry:
+    def restore(self, ids: Sequence[int], state: Sequence[Tensor], adapter: str | None = None) -> Entry:
         """Keep `ids` until `release`, with the keys and values of a cache's `state`."""
-        with self._rows(1, len(ids)) as cache, self._turns.alone():
+        acts = self.adapters.find(adapter)
+        with self._rows(1, len(ids), acts) as cache, self._turns.alone():
             self._store.match(self.model)  # so that it belongs to the weights of now
             cache.restore(state)
-            return self._store.pin(tuple(ids), cache)
+            return self._store.pin(tuple(ids), cache, acts)
 
     def release(self, held: Entry) -> None:
         """Free what `hold` or `restore` kept."""
@@ -223,6 +236,7 @@ class Engine:
     def close(self) -> None:
         """Free the caches and let go of the model; any later call is an error."""
         self._turns.close()
+        self.adapters.clear()
         self._store.clear()
         self.core.clear()
         self._network.close()
@@ -232,9 +246,10 @@ class Engine:
         """Bytes that caches hold now."""
         return self._store.nbytes
 
-    def fingerprint(self) -> str:
-        """A short name for the weights, the same in every process."""
-        return fingerprint(self.model)
+    def fingerprint(self, adapter: Adapter | None = None) -> str:
+        """A short name for the weights, with those of `adapter`; the same in every process."""
+        with self._turns.alone(), acting(adapter):
+            return fingerprint(self.model)
 
     @property
     def counters(self) -> Counters:
@@ -243,7 +258,7 @@ class Engine:
 
     def _generating(self, request: Request) -> Generating:
         room = self._room(request.prompt, request.params.max_new_tokens, request.params.banned)
-        return Generating(request, room, self.vocab_size)
+        return Generating(request, room, self.vocab_size, self.adapters.find(request.adapter))
 
     def _streaming(self, request: Request) -> Generating:
         if request.params.num_beams > 1:
@@ -254,11 +269,11 @@ class Engine:
         _raise_error(sequence)
         return sequence.generation()
 
-    def _scoring(self, prompt: tuple[int, ...], tree: LabelTree, *, keep: bool) -> Scoring:
+    def _scoring(self, prompt: tuple[int, ...], tree: LabelTree, *, keep: bool, adapter: Adapter | None) -> Scoring:
         ids = {i for steps in tree.steps for step in steps for i in step.ids}
         require_known(ids, self.vocab_size)
         self._room(prompt, max((len(steps) for steps in tree.steps), default=0) or 1)
-        return Scoring(prompt, tree, keep=keep)
+        return Scoring(prompt, tree, keep=keep, adapter=adapter)
 
     def _room(self, prompt: Sequence[int], wanted: int | None, banned: Sequence[int] = ()) -> int:
         """How many tokens may be generated; `ContextLengthError` if the request does not fit."""
@@ -275,29 +290,29 @@ class Engine:
             )
         return wanted or room
 
-    def _compute_shared(self, prompts: Sequence[Sequence[int]]) -> None:
+    def _compute_shared(self, prompts: Sequence[Sequence[int]], adapter: Adapter | None) -> None:
         """Compute what all prompts begin with, once, so that each of them finds it in the store."""
         if len(prompts) < 2:
             return
         size = min(common_prefix(prompts[0], prompt) for prompt in prompts[1:])
         if size > 1:
-            with self._computed(tuple(prompts[0][:size])):
+            with self._computed(tuple(prompts[0][:size]), adapter):
                 pass
 
     @contextmanager
-    def _computed(self, prompt: tuple[int, ...]) -> Iterator[Prefilling]:
+    def _computed(self, prompt: tuple[int, ...], adapter: Adapter | None) -> Iterator[Prefilling]:
         """A prompt in a cache, with the scores behind it; the cache goes to the store afterwards."""
-        sequence = Prefilling(prompt, 0)
+        sequence = Prefilling(prompt, 0, adapter=adapter)
         with self._turns.submitted([sequence]):
             self._turns.wait(lambda: sequence.is_computed or sequence.is_done)
             _raise_error(sequence)
             yield sequence
 
     @contextmanager
-    def _rows(self, batch: int, capacity: int, *, beside: int = 0) -> Iterator[KVCache]:
+    def _rows(self, batch: int, capacity: int, adapter: Adapter | None, *, beside: int = 0) -> Iterator[KVCache]:
         """An empty cache of several rows; waits until there is room, as long as more than `beside` requests run."""
         while True:
-            with self._turns.alone():
+            with self._turns.alone(), acting(adapter):
                 cache, (_, running) = self._store.allocate(batch, capacity), self.core.load
             if cache is not None:
                 break

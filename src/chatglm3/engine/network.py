@@ -41,7 +41,8 @@ class Network:
 
     def cache_bytes(self, batch: int, capacity: int) -> int:
         """Bytes of such a cache."""
-        config, prefix = self.model.config, self.model.config.pre_seq_len or 0
+        config, encoder = self.model.config, getattr(self.model.transformer, "prefix_encoder", None)
+        prefix = 0 if encoder is None else encoder.embedding.num_embeddings
         token = 2 * config.num_layers * config.multi_query_group_num * config.kv_channels * self.model.dtype.itemsize
         return batch * (capacity + prefix) * token
 

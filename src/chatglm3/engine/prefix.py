@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from chatglm3.model.adapters import Adapter
 from chatglm3.model.cache import KVCache
 
 
@@ -28,10 +29,11 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 @dataclass(eq=False)
 class Entry:
-    """A cache and the tokens that it holds."""
+    """A cache, the tokens that it holds, and the adapter that it was computed with; it is of no use for another."""
 
     ids: Sequence[int]
     cache: KVCache
+    adapter: Adapter | None = None
     pinned: bool = False
 
 
@@ -61,7 +63,8 @@ class PrefixStore:
     def match(self, model: nn.Module) -> None:
         """Free every kept cache if the weights are no longer those that it was computed with.
 
-        An adapter that comes or goes changes the set of weights, and a write to a weight its version.
+        An adapter that is loaded or unloaded changes the set of weights, and a write to a weight its version. One that
+        acts only in the steps of its requests does neither.
         """
         stamp = [(id(p), 0 if p.is_inference() else p._version) for p in model.parameters()]
         if stamp != self._stamp:
@@ -69,13 +72,14 @@ class PrefixStore:
             self._stamp = stamp
 
     def acquire(
-        self, prompt: Sequence[int], capacity: int, running: Sequence[Entry] = ()
+        self, prompt: Sequence[int], capacity: int, running: Sequence[Entry] = (), adapter: Adapter | None = None
     ) -> tuple[KVCache, int] | None:
         """A cache for `prompt` and how many of its tokens it holds; None if there is no room at the moment.
 
-        The last token is always left to compute. What `running` requests hold may be copied too.
+        The last token is always left to compute. What `running` requests hold may be copied too. Only what was computed
+        with `adapter` counts.
         """
-        found, shared = self._find(prompt[:-1], running)
+        found, shared = self._find(prompt[:-1], running, adapter)
         if found and self._can_take(found, shared, capacity):
             self._kept.remove(found)
             cache = found.cache
@@ -111,19 +115,19 @@ class PrefixStore:
         self._used.append(cache)
         return cache
 
-    def release(self, cache: KVCache, ids: Sequence[int] = ()) -> None:
+    def release(self, cache: KVCache, ids: Sequence[int] = (), adapter: Adapter | None = None) -> None:
         """Take back a cache; it is kept if `ids`, the tokens that it holds, are given."""
         self._used = [used for used in self._used if used is not cache]
         if ids:
-            self._kept.append(Entry(ids, cache))
+            self._kept.append(Entry(ids, cache, adapter))
             unpinned = [entry for entry in self._kept if not entry.pinned]
             for entry in unpinned[: max(0, len(unpinned) - self._size)]:
                 self._kept.remove(entry)
 
-    def pin(self, ids: Sequence[int], cache: KVCache) -> Entry:
+    def pin(self, ids: Sequence[int], cache: KVCache, adapter: Adapter | None = None) -> Entry:
         """Take back a cache and keep it until `unpin`."""
         self._used = [used for used in self._used if used is not cache]
-        entry = Entry(ids, cache, pinned=True)
+        entry = Entry(ids, cache, adapter, pinned=True)
         self._kept.append(entry)
         return entry
 
@@ -135,14 +139,20 @@ class PrefixStore:
         """Free every kept cache that is not pinned."""
         self._kept = [entry for entry in self._kept if entry.pinned]
 
+    def forget_adapter(self, adapter: Adapter) -> None:
+        """Free every kept cache that was computed with `adapter` and is not pinned."""
+        self._kept = [entry for entry in self._kept if entry.pinned or entry.adapter is not adapter]
+
     def clear(self) -> None:
         """Forget every cache."""
         self._kept.clear()
         self._used.clear()
 
-    def _find(self, ids: Sequence[int], running: Sequence[Entry]) -> tuple[Entry | None, int]:
+    def _find(self, ids: Sequence[int], running: Sequence[Entry], adapter: Adapter | None) -> tuple[Entry | None, int]:
         best, shared = None, 0
         for entry in [*self._kept, *running]:
+            if entry.adapter is not adapter:
+                continue
             length = common_prefix(entry.ids, ids)
             if length > shared:
                 best, shared = entry, length

@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chatglm3.engine.sequence import RunningSequence
+from chatglm3.model.adapters import Adapter
 
 _OLDEST_SHARE = 4  # one in so many of a step's prompt tokens belongs to the oldest prompt
+
+
+def next_adapter(running: Sequence[RunningSequence], last: Adapter | None) -> Adapter | None:
+    """Whose adapter acts in the next step: those of `running` (in order of arrival) take turns, the one after `last`.
+
+    A step has one adapter, or none. If nobody wants `last` any more, it is the turn of who waits longest.
+    """
+    wanted = list(dict.fromkeys(s.adapter for s in running if s.remaining))
+    if last not in wanted:
+        return wanted[0] if wanted else None
+    return wanted[(wanted.index(last) + 1) % len(wanted)]
 
 
 def plan(running: Sequence[RunningSequence], chunk: int) -> list[tuple[RunningSequence, list[int]]]:

@@ -15,6 +15,7 @@ from chatglm3.engine.constraint import Constraint
 from chatglm3.engine.labels import LabelTree
 from chatglm3.engine.params import SamplingParams
 from chatglm3.engine.sampling import Sampler, TokenLogprobs
+from chatglm3.model.adapters import Adapter
 from chatglm3.model.cache import KVCache
 
 EndReason: TypeAlias = Literal["stop", "length", "deadline", "cancelled"]
@@ -25,7 +26,8 @@ class Request:
     """A prompt and how to continue it.
 
     `stop_ids` end the answer; `should_stop` is told every other token and ends it by returning true (how text that the
-    engine cannot see, such as a stop string, ends an answer). `constraint` says which tokens may come next.
+    engine cannot see, such as a stop string, ends an answer). `constraint` says which tokens may come next. `adapter`
+    names one of `Engine.adapters`; None is the model as it was loaded.
     """
 
     prompt: tuple[int, ...]
@@ -33,6 +35,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     should_stop: Callable[[int], bool] | None = None
     constraint: Constraint | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,20 @@ class RunningSequence(ABC):
     `wants`, until it `is_done`. `error` is what went wrong with it alone.
     """
 
-    def __init__(self, prompt: tuple[int, ...], room: int, *, keep: bool = True, deadline: float | None = None) -> None:
-        """`room` tokens may follow the prompt; `keep` its cache for others; `deadline` in seconds from now."""
-        self.prompt, self.room, self.keep = prompt, room, keep
+    def __init__(
+        self,
+        prompt: tuple[int, ...],
+        room: int,
+        *,
+        keep: bool = True,
+        deadline: float | None = None,
+        adapter: Adapter | None = None,
+    ) -> None:
+        """`room` tokens may follow the prompt; `keep` its cache for others; `deadline` in seconds from now.
+
+        `adapter` acts on the network in its steps.
+        """
+        self.prompt, self.room, self.keep, self.adapter = prompt, room, keep, adapter
         self.cached_tokens = 0
         self.error: Exception | None = None
         self.ended: EndReason | None = None
@@ -151,9 +165,9 @@ class Prefilling(RunningSequence):
 class Generating(RunningSequence):
     """A request that chooses its next tokens."""
 
-    def __init__(self, request: Request, room: int, vocab_size: int) -> None:
-        """`room` is the most tokens that may be generated."""
-        super().__init__(request.prompt, room, deadline=request.params.max_time)
+    def __init__(self, request: Request, room: int, vocab_size: int, adapter: Adapter | None = None) -> None:
+        """`room` is the most tokens that may be generated; `adapter` is what the request names."""
+        super().__init__(request.prompt, room, deadline=request.params.max_time, adapter=adapter)
         self.request = request
         self.output: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
@@ -227,8 +241,10 @@ class Generating(RunningSequence):
 class Scoring(RunningSequence):
     """A prompt behind which the labels of a tree are scored, chain by chain."""
 
-    def __init__(self, prompt: tuple[int, ...], tree: LabelTree, *, keep: bool = True) -> None:
-        super().__init__(prompt, max(tree.depth, 1), keep=keep)
+    def __init__(
+        self, prompt: tuple[int, ...], tree: LabelTree, *, keep: bool = True, adapter: Adapter | None = None
+    ) -> None:
+        super().__init__(prompt, max(tree.depth, 1), keep=keep, adapter=adapter)
         self._tree, self._next_chain = tree, 0
         self._path: tuple[int, ...] = ()
         self._nodes_seen = 0

@@ -1,8 +1,13 @@
-"""Adapters on a loaded model: PEFT LoRA folders and official P-Tuning v2 prefixes; load, unload, merge."""
+"""Adapters on a loaded model: PEFT LoRA folders and official P-Tuning v2 prefixes; load, unload, merge.
+
+At most one acts on a model at a time. Several can be read and then take turns, each in `acting`.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,65 +25,107 @@ _FILES = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors",
 
 
 class Adapter(Protocol):
-    """An adapter that acts on the model it was loaded into."""
+    """An adapter for the model that it was read for; it acts while it is loaded."""
+
+    def load(self) -> None:
+        """Put the adapter into the model."""
 
     def unload(self) -> None:
-        """Take the adapter out: the model is as before."""
+        """Take the adapter out: the model is as before. Done twice, or halfway through `load`, it does the same."""
 
     def merge(self) -> None:
         """Fold the adapter into the weights, for good. `AdapterError` if it cannot be folded."""
 
 
 def load_adapter(model: ChatGLMModel, path: str | Path) -> Adapter:
-    """Load the adapter folder `path` into `model`: PEFT's LoRA, or a P-Tuning v2 prefix as the official kits save it.
+    """`read_adapter`, and put it into the model."""
+    adapter = read_adapter(model, path)
+    adapter.load()
+    return adapter
 
-    Raises `AdapterError` if the folder holds neither, or one that does not fit, or if the model has one already.
+
+def read_adapter(model: ChatGLMModel, path: str | Path) -> Adapter:
+    """Read the adapter folder `path` for `model`: PEFT's LoRA, or a P-Tuning v2 prefix as the official kits save it.
+
+    Raises `AdapterError` if the folder holds neither, or one that does not fit, or if one is in the model already.
     """
-    directory = Path(path)
+    file = find_adapter(Path(path))
+    if not is_lora(file):
+        return _PrefixAdapter(model, _read_file(file), file)
+    if any(isinstance(module, LoraLinear) for module in model.modules()):
+        raise AdapterError(f"{file}: the model has an adapter already; unload() or merge() that one first")
+    pairs, scale = read_lora(model, file)
+    return _LoraAdapter(model, pairs, scale)
+
+
+@contextmanager
+def acting(adapter: Adapter | None) -> Iterator[None]:
+    """Have an adapter in its model for a while; None is the bare model."""
+    if adapter is None:
+        yield
+        return
+    try:
+        adapter.load()
+        yield
+    finally:
+        try:
+            adapter.unload()
+        except BaseException:  # Ctrl-C in the middle of it
+            adapter.unload()
+            raise
+
+
+def find_adapter(directory: Path) -> Path:
+    """The file of an adapter's tensors; `AdapterError` if the folder has none."""
     file = next((directory / name for name in _FILES if (directory / name).is_file()), None)
     if file is None:
         raise AdapterError(f"{directory}: no adapter (looked for {', '.join(_FILES)})")
-    if not file.name.startswith("adapter_"):
-        return _PrefixAdapter(model, _read_file(file), file)
-    config_file = directory / "adapter_config.json"
+    return file
+
+
+def is_lora(file: Path) -> bool:
+    """Whether a file that `find_adapter` found is PEFT's; the others are P-Tuning prefixes."""
+    return file.name.startswith("adapter_")
+
+
+def read_lora(model: ChatGLMModel, file: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """A [r, in] and B [out, r] for module names of `model` (which may be on the device "meta"), and the factor on B A.
+
+    Raises `AdapterError` if the file or its adapter_config.json cannot be read, or does not fit.
+    """
+    config_file = file.with_name("adapter_config.json")
     config = _read_json(config_file)
     if config.get("peft_type") != "LORA":
         raise AdapterError(
             f"{config_file}: peft_type {config.get('peft_type')} is not supported; use LORA or P-Tuning v2"
         )
-    return _LoraAdapter(model, _read_file(file), read_scale(config, config_file), file)
+    return pair_up(_read_file(file), model, file), read_scale(config, config_file)
 
 
 class _LoraAdapter:
-    def __init__(self, model: ChatGLMModel, tensors: dict[str, Tensor], scale: float, source: Path) -> None:
-        if any(isinstance(module, LoraLinear) for module in model.modules()):
-            raise AdapterError(f"{source}: the model has an adapter already; unload() or merge() that one first")
-        self._model = model
-        self._names: list[str] = []
-        for name, (a, b) in pair_up(tensors, model, source).items():
+    def __init__(self, model: ChatGLMModel, pairs: dict[str, tuple[Tensor, Tensor]], scale: float) -> None:
+        self._places: list[tuple[nn.Module, str]] = []
+        self._layers: list[LoraLinear] = []
+        for name, (a, b) in pairs.items():
             base = model.get_submodule(name)
             device = next(iter(base.state_dict().values())).device
-            self._replace(name, LoraLinear(base, a.to(device), b.to(device), scale).eval())
-            self._names.append(name)
+            parent, _, child = name.rpartition(".")
+            self._places.append((model.get_submodule(parent), child))
+            self._layers.append(LoraLinear(base, a.to(device), b.to(device), scale).eval())
+
+    def load(self) -> None:
+        self._put(self._layers)
 
     def unload(self) -> None:
-        for name in self._names:
-            self._replace(name, self._layer(name).base)
-        self._names = []
+        self._put([layer.base for layer in self._layers])
 
     def merge(self) -> None:
-        for name, layer in [(name, self._layer(name)) for name in self._names]:
-            self._replace(name, layer.merged())
-        self._names = []
+        self._put([layer.merged() for layer in self._layers])
+        self._places, self._layers = [], []
 
-    def _layer(self, name: str) -> LoraLinear:
-        layer = self._model.get_submodule(name)
-        assert isinstance(layer, LoraLinear)
-        return layer
-
-    def _replace(self, name: str, layer: nn.Module) -> None:
-        parent, _, child = name.rpartition(".")
-        setattr(self._model.get_submodule(parent), child, layer)
+    def _put(self, layers: Sequence[nn.Module]) -> None:
+        for (parent, child), layer in zip(self._places, layers, strict=True):
+            setattr(parent, child, layer)
 
 
 class _PrefixAdapter:
@@ -95,10 +142,14 @@ class _PrefixAdapter:
             encoder = PrefixEncoder(config, weights["embedding.weight"].shape[0])
         _check_prefix(encoder, weights, source)
         encoder.load_state_dict({name: tensor.to(model.device) for name, tensor in weights.items()}, assign=True)
-        model.transformer.prefix_encoder = encoder.requires_grad_(False).eval()
+        self._encoder = encoder.requires_grad_(False).eval()
+
+    def load(self) -> None:
+        self._model.transformer.prefix_encoder = self._encoder
 
     def unload(self) -> None:
-        del self._model.transformer.prefix_encoder
+        if hasattr(self._model.transformer, "prefix_encoder"):
+            del self._model.transformer.prefix_encoder
 
     def merge(self) -> None:
         raise AdapterError("a P-Tuning prefix is not a change of weights and cannot be merged; keep it loaded")

@@ -1,0 +1,90 @@
+"""What a run begins with, all but the weights: the shape of the model, its tokenizer, the rows and their order."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from chatglm3.capabilities import capabilities_of
+from chatglm3.errors import TrainingError
+from chatglm3.model.config import ModelConfig
+from chatglm3.model.hub import resolve
+from chatglm3.tokenizer import Tokenizer
+from chatglm3.train.batches import Plan
+from chatglm3.train.checkpoints import Identity
+from chatglm3.train.config import TrainConfig
+from chatglm3.train.dataset import Dataset, load_dataset, other_kind
+
+
+@dataclass(frozen=True)
+class Materials:
+    """The base model's folder and shape, its tokenizer, and the rows of the config's files."""
+
+    folder: Path
+    model: ModelConfig
+    tokenizer: Tokenizer
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+
+
+def read_materials(config: TrainConfig) -> Materials:
+    """Read all of it. Raises `TrainingError` if it does not fit together, and what reading data and models raises."""
+    folder = resolve(config.model)
+    model = ModelConfig.from_pretrained(folder)
+    longest = config.data.max_length
+    if longest > model.seq_length:
+        raise TrainingError(f"data.max_length={longest} is more than the {model.seq_length} tokens of {config.model}")
+    tokenizer = Tokenizer.from_pretrained(folder)
+    rows = _read(config, config.data.train, tokenizer)
+    _require_fit(config, rows, model)
+    others = [
+        None if file is None else _read(config, file, tokenizer, rows)
+        for file in (config.data.validation, config.data.test)
+    ]
+    return Materials(folder, model, tokenizer, rows, *others)
+
+
+def make_plan(config: TrainConfig, data: Dataset, processes: int) -> Plan:
+    """The order in which the run goes through `data`."""
+    return Plan(
+        tuple(len(row.input_ids) for row in data.rows),
+        config.batch_size,
+        config.accumulation,
+        processes,
+        config.seed,
+        config.steps,
+        config.epochs or 1.0,
+    )
+
+
+def make_identity(config: TrainConfig, data: Dataset, dtype: torch.dtype, processes: int, model: str) -> Identity:
+    """What must be the same when the run goes on; `model` is the fingerprint of the base's weights."""
+    digest = hashlib.sha256()
+    for row in data.rows:
+        digest.update(array("i", [len(row.input_ids), *row.input_ids, *row.labels]).tobytes())
+    name = str(dtype).removeprefix("torch.")
+    return Identity(config.model_dump(mode="json"), name, digest.hexdigest()[:32], processes, model)
+
+
+def _read(config: TrainConfig, file: Path, tokenizer: Tokenizer, like: Dataset | None = None) -> Dataset:
+    data = config.data
+    return load_dataset(
+        file,
+        tokenizer,
+        kind=data.kind if like is None else like.kind,
+        max_length=data.max_length,
+        train_on_observation=data.train_on_observation,
+    )
+
+
+def _require_fit(config: TrainConfig, data: Dataset, model: ModelConfig) -> None:
+    """Chat data for a Base model, or the reverse, is an error unless the config says which kind is meant."""
+    chat_model = capabilities_of(config.model, model).chat
+    said = other_kind(data.kind, chat_model=chat_model, model=config.model)
+    if said is not None and config.data.kind is None:
+        raise TrainingError(f"{config.data.train}: {said}; if it is meant so, set data.kind={data.kind}")

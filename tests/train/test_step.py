@@ -1,0 +1,310 @@
+"""Loss and gradients of a step: the official values, whatever way the rows are laid out and computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from chatglm3.errors import TrainingError
+from chatglm3.model.checkpoint import load_model
+from chatglm3.model.config import CHATGLM3_6B
+from chatglm3.model.transformer import ChatGLMModel
+from chatglm3.train import loss as loss_module
+from chatglm3.train.batches import Plan, deal, in_order, pack
+from chatglm3.train.config import TrainConfig, make_config
+from chatglm3.train.data import TrainingRow
+from chatglm3.train.dataset import Dataset
+from chatglm3.train.devices import make_accelerator
+from chatglm3.train.loss import chunk_rows, target_loss
+from chatglm3.train.memory import advice, estimate_memory
+from chatglm3.train.methods import prepare_model, trained_weights
+from chatglm3.train.step import LossNetwork, learning_rate, make_optimizer, measure_loss, train_step
+from golden import GOLDEN, golden_json, golden_tensors, needs_golden
+from tiny_model import tiny_config, tiny_model
+from train.runs import gradients, loss_of, random_rows
+
+VOCABULARY = 512
+LENGTHS = (9, 30, 4, 17, 12, 25, 7, 11)
+BASE = {"model": "nano", "data": {"train": "rows.jsonl"}, "output": "out", "device": "cpu", "dtype": "float32"}
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    return make_config({**BASE, **changes}, "test")
+
+
+def prepared(config: TrainConfig, seed: int = 0) -> ChatGLMModel:
+    model = tiny_model(tiny_config(VOCABULARY), seed)
+    prepare_model(model, config)
+    for name, weight in trained_weights(model).items():
+        if name.endswith("lora_B"):  # as after some steps: with zeros nothing would reach A
+            torch.nn.init.normal_(weight, std=0.1)
+    return model
+
+
+def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, wanted[name], atol=tolerance, rtol=1e-4), name
+
+
+@needs_golden
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("index", range(len(golden_json("training.json").get("batches", ()))))
+def test_loss_and_gradients_are_the_official_ones(index: int, recompute: bool) -> None:
+    official = golden_json("training.json")["batches"][index]
+    rows = []
+    for ids, labels, mask in zip(official["input_ids"], official["labels"], official["attention_mask"], strict=True):
+        start = mask.index(1)
+        rows.append(TrainingRow(ids[start:], labels[start:]))
+    batch = pack(Dataset("chat", tuple(rows), (), tuple(range(len(rows)))), range(len(rows)))
+    model = load_model(GOLDEN / "tiny-chat", device="cpu", dtype="float32").requires_grad_(True)
+    model.recompute = recompute
+    loss = loss_of(model, batch) / len(batch.targets)
+    loss.backward()
+    assert loss.item() == pytest.approx(official["loss"], abs=2e-4)
+    tensors, found = golden_tensors("training.safetensors"), gradients(model)
+    for name, norm in official["gradient_norms"].items():
+        assert found[name].norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-5)
+    stored = {name: tensors[f"batch{index}.grad.{name}"] for name in found if f"batch{index}.grad.{name}" in tensors}
+    assert stored
+    assert_close({name: found[name] for name in stored}, stored, 2e-4)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("method", ["lora", "ptuning", "full"])
+def test_rows_in_one_sequence_do_not_see_each_other(method: str, recompute: bool) -> None:
+    model = prepared(config_of(method=method, ptuning={"length": 3, "projection": True})).eval()
+    model.recompute = recompute
+    data = random_rows(VOCABULARY, LENGTHS)
+    together = loss_of(model, pack(data, range(len(LENGTHS))))
+    together.backward()
+    wanted = gradients(model)
+    single = [loss_of(model, pack(data, [row])) for row in range(len(LENGTHS))]
+    for loss in single:
+        loss.backward()
+    assert sum(loss.item() for loss in single) == pytest.approx(together.item(), rel=1e-5)
+    assert_close(gradients(model), wanted, 1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "ptuning"])
+def test_recomputing_keeps_less_and_changes_no_gradient_with_dropout(method: str) -> None:
+    model = prepared(config_of(method=method, ptuning={"length": 3}))
+    batch = pack(random_rows(VOCABULARY, LENGTHS), range(len(LENGTHS)))
+    kept, found = [], []
+    for recompute in (False, True):
+        model.recompute = recompute
+        torch.manual_seed(1)
+        with saved_bytes(model) as count:
+            loss = loss_of(model, batch)
+        loss.backward()
+        kept.append(count[0])
+        found.append(gradients(model))
+    assert_close(found[0], found[1], 0)
+    assert kept[1] < kept[0] / 2
+
+
+@contextmanager
+def saved_bytes(model: ChatGLMModel) -> Iterator[list[int]]:
+    """The bytes that the backward pass keeps besides the weights, each storage counted once."""
+    count, seen = [0], {weight.untyped_storage().data_ptr(): weight.data for weight in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen[storage.data_ptr()] = tensor
+            count[0] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield count
+
+
+class Largest(TorchDispatchMode):
+    """The numbers in the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+def test_the_scores_of_all_tokens_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * VOCABULARY * 10)
+    assert chunk_rows(VOCABULARY) == 10
+    model = prepared(config_of())
+    batch = pack(random_rows(VOCABULARY, (80, 80, 80)), range(3))
+    with Largest() as largest:
+        loss_of(model, batch).backward()
+    assert len(batch.targets) * VOCABULARY / 2 > largest.numbers >= 10 * VOCABULARY
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_chunked_loss_is_the_cross_entropy(
+    trained: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * VOCABULARY * 7)
+    model = tiny_model(tiny_config(VOCABULARY)).to(dtype)
+    weight = model.transformer.output_layer.weight.requires_grad_(trained)
+    hidden = torch.randn(30, 32, dtype=dtype, requires_grad=True)
+    targets = torch.randint(VOCABULARY, (30,))
+    wanted = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+    (wanted * 0.5).backward()
+    expected, expected_weight = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    found = target_loss(model, hidden, targets)
+    (found * 0.5).backward()
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert expected is not None and torch.allclose(hidden.grad, expected, atol=tolerance)  # type: ignore[arg-type]
+    assert (weight.grad is not None) == trained
+    if trained:
+        assert torch.allclose(weight.grad, expected_weight, atol=tolerance)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 8])
+def test_a_step_is_the_mean_over_the_targets_of_all_its_passes(accumulation: int) -> None:
+    data = random_rows(VOCABULARY, LENGTHS)
+    wanted, wanted_loss = step_once(data, 1)
+    found, loss = step_once(data, accumulation)
+    assert loss == pytest.approx(wanted_loss, rel=1e-5)
+    assert_close(found, wanted, 1e-6)
+
+
+def step_once(data: Dataset, accumulation: int) -> tuple[dict[str, Tensor], float]:
+    config = config_of(
+        lora={"dropout": 0.0}, accumulation=accumulation, batch_size=len(LENGTHS) // accumulation, learning_rate=0.1
+    )
+    model = prepared(config)
+    accelerator = make_accelerator(config, torch.float32, model.config)
+    network, optimizer = accelerator.prepare(LossNetwork(model), torch.optim.SGD(model.parameters(), lr=0.1))
+    plan = Plan(LENGTHS, config.batch_size, accumulation)
+    batches = [pack(data, share) for share in plan.shares(0, 0)]
+    targets = sum(len(batch.targets) for batch in batches)
+    result = train_step(accelerator, network, optimizer, batches, targets, clip=0.5)
+    assert result.gradient_norm is not None and result.gradient_norm > 0.5
+    return {name: weight.detach() for name, weight in trained_weights(model).items()}, result.loss
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_loss_that_is_not_finite_stops_with_the_numbers_of_the_rows(value: float) -> None:
+    config = config_of(accumulation=2)
+    model = prepared(config)
+    data = random_rows(VOCABULARY - 1, LENGTHS)
+    bad = TrainingRow([VOCABULARY - 1] * 6, [VOCABULARY - 1] * 6)
+    data = replace(data, rows=(*data.rows, bad), numbers=(*data.numbers, 40))
+    model.transformer.embedding.word_embeddings.weight.data[VOCABULARY - 1] = value
+    accelerator = make_accelerator(config, torch.float32, model.config)
+    network, optimizer = accelerator.prepare(LossNetwork(model), make_optimizer(model, config))
+    batches = [pack(data, [0, 1]), pack(data, [8, 3])]
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) on row\(s\) 14, 40 of the training data") as caught:
+        train_step(accelerator, network, optimizer, batches, 50, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_measuring_is_the_mean_over_all_targets_without_dropout() -> None:
+    config = config_of(lora={"dropout": 0.9})
+    model = prepared(config)
+    data = random_rows(VOCABULARY, LENGTHS)
+    accelerator = make_accelerator(config, torch.float32, model.config)
+    network = accelerator.prepare(LossNetwork(model))
+    batches = [pack(data, share) for share in in_order(LENGTHS, 3)]
+    found = measure_loss(accelerator, network, [*batches, pack(data, [])])
+    assert model.training
+    whole = pack(data, range(len(LENGTHS)))
+    assert found == pytest.approx(loss_of(model.eval(), whole).item() / len(whole.targets), rel=1e-4)
+
+
+def test_a_pass_without_rows_has_no_loss_and_zero_gradients() -> None:
+    model = prepared(config_of(method="full"))
+    batch = pack(random_rows(VOCABULARY, LENGTHS), [])
+    assert batch.rows == () and len(batch.targets) == 0
+    loss = loss_of(model, batch)
+    loss.backward()
+    assert loss.item() == 0
+    assert all(not gradient.any() for gradient in gradients(model).values())
+
+
+def test_each_epoch_has_every_row_once_whatever_the_number_of_processes() -> None:
+    lengths = tuple(range(5, 28))
+    plan = Plan(lengths, batch_size=2, accumulation=2, processes=1, seed=3, epochs=2)
+    seen = [row for step in range(plan.steps) for row in plan.rows(step)]
+    assert sorted(seen[:23]) == sorted(seen[23:]) == list(range(23)) and seen[:23] != seen[23:]
+    assert plan.steps == 12 and plan.epoch(12) == 2 and len(plan.rows(11)) == 2
+    two = Plan(lengths, batch_size=2, accumulation=1, processes=2, seed=3, epochs=2)
+    assert [two.rows(step) for step in range(12)] == [plan.rows(step) for step in range(12)]
+    shares = [share for process in range(2) for share in two.shares(11, process)]
+    assert sorted(map(len, shares)) == [1, 1]
+    assert Plan(lengths, 2, seed=4, epochs=2).rows(0) != Plan(lengths, 2, seed=3, epochs=2).rows(0)
+
+
+def test_rows_are_dealt_out_by_their_tokens() -> None:
+    dealt = deal(range(6), (50, 10, 10, 10, 10, 10), 2)
+    assert dealt == [[0], [1, 2, 3, 4, 5]]
+    assert deal([0], (5,), 3) == [[0], [], []]
+    shares = [[list(share) for share in in_order((3, 9, 5), 2, process, 2)] for process in range(2)]
+    assert shares == [[[1, 0]], [[2]]]
+    assert list(in_order((3,), 2, 1, 2)) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.8536, 0.5, 0.1464]),
+    ],
+)
+def test_learning_rates(schedule: str, rates: list[float]) -> None:
+    config = config_of(schedule=schedule, warmup_steps=2, learning_rate=1.0)
+    assert [learning_rate(config, step, 6) for step in range(6)] == pytest.approx(rates, abs=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"method": "full"}])
+def test_the_memory_estimate_is_near_what_a_step_keeps(changes: dict[str, Any]) -> None:
+    config = config_of(batch_size=8, **changes)
+    model = prepared(config)
+    data = random_rows(VOCABULARY, (60, 50, 40, 40, 40, 60, 50, 60))
+    lengths = [len(row.input_ids) for row in data.rows]
+    trained = sum(weight.numel() for weight in trained_weights(model).values())
+    estimate = estimate_memory(config, model.config, torch.float32, lengths, trained)
+    with saved_bytes(model) as count:
+        loss_of(model, pack(data, range(8)))
+    assert estimate.tokens == sum(lengths)
+    expected = estimate.activations
+    if config.gradient_checkpointing:  # one block is computed, and kept, during the backward pass only
+        plain = config.model_copy(update={"gradient_checkpointing": False})
+        whole = estimate_memory(plain, model.config, torch.float32, lengths, trained).activations
+        expected -= whole // model.config.num_layers
+        assert expected < whole / 3
+    assert 0.7 < count[0] / expected < 1.6
+    assert estimate.trained == 16 * trained
+    assert estimate.total > estimate.weights + estimate.trained + estimate.activations
+
+
+def test_the_memory_of_the_released_model() -> None:
+    plain = config_of(batch_size=4)
+    less = config_of(batch_size=4, gradient_checkpointing=True, quantize=4)
+    lengths = [700] * 10
+    sizes = [estimate_memory(c, CHATGLM3_6B, torch.bfloat16, lengths, 1_949_696) for c in (plain, less)]
+    assert sizes[0].weights == pytest.approx(12.5e9, rel=0.01) and sizes[1].weights < 4.5e9
+    assert sizes[1].activations < sizes[0].activations / 8
+    assert "activations of 2,800 tokens" in str(sizes[0])
+    assert advice(plain, sizes[0], 10**12) is None
+    said = advice(plain, sizes[0], 10**10)
+    assert said is not None and "9.3 GiB are free" in said and "gradient_checkpointing=true" in said
