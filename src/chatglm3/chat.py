@@ -272,7 +272,9 @@ class ChatGLM:
         """
         template = prompt if prompt is not None else CHAT_TEMPLATE if self.capabilities.chat else BASE_TEMPLATE
         shown = tuple((_text("an example", t), _text("an example's label", label)) for t, label in examples)
-        task = Task(tuple(labels), self.capabilities.chat, template, system, as_history(history), shown)
+        task = Task(
+            tuple(_texts("labels", labels)), self.capabilities.chat, template, system, as_history(history), shown
+        )
         texts = [text] if isinstance(text, str) else _texts("text", text)
         classifier = Classifier(self.engine, self.tokenizer, task, calibrate=calibrate, adapter=adapter)
         found = classifier.outcomes(texts) if return_errors else classifier(texts)

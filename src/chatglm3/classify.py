@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from chatglm3.engine.engine import Engine
 from chatglm3.engine.labels import LabelTree, shared_beginning
 from chatglm3.engine.sequence import Ranking
-from chatglm3.errors import ChatGLMError, MessageError
+from chatglm3.errors import ChatGLMError, MessageError, attempt
 from chatglm3.messages import History, Message
 from chatglm3.prompt import chat_prompt, completion_prompt
 from chatglm3.tokenizer import Tokenizer
@@ -116,16 +117,19 @@ class Classifier:
 
     def __call__(self, texts: Sequence[str]) -> list[Classification]:
         """The labels of `texts`, in their order."""
-        rankings = self._engine.rank(self._prompts(texts), self._tree, self._adapter)
+        rankings = self._engine.rank([self._prompt(text) for text in texts], self._tree, self._adapter)
         return [self._classification(ranking) for ranking in rankings]
 
     def outcomes(self, texts: Sequence[str]) -> list[Classification | ChatGLMError]:
         """The same, but a text that fails has its error in its place."""
-        rankings = self._engine.rank_outcomes(self._prompts(texts), self._tree, self._adapter)
-        return [r if isinstance(r, ChatGLMError) else self._classification(r) for r in rankings]
+        prompts = [attempt(partial(self._prompt, text), keep_errors=True) for text in texts]
+        good = [prompt for prompt in prompts if not isinstance(prompt, ChatGLMError)]
+        rankings = iter(self._engine.rank_outcomes(good, self._tree, self._adapter))
+        found = [prompt if isinstance(prompt, ChatGLMError) else next(rankings) for prompt in prompts]
+        return [r if isinstance(r, ChatGLMError) else self._classification(r) for r in found]
 
-    def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[*self._task.prompt(self._tokenizer, text), *self._shared] for text in texts]
+    def _prompt(self, text: str) -> list[int]:
+        return [*self._task.prompt(self._tokenizer, text), *self._shared]
 
     def _classification(self, ranking: Ranking) -> Classification:
         """Softmax of every label's log-probability per token, over the prejudice."""

@@ -104,9 +104,10 @@ def test_calibration_divides_by_what_is_said_of_nothing(glm: ChatGLM) -> None:
     [
         (lambda g: g.classify("a", []), "at least two labels"),
         (lambda g: g.classify("a", ["b"]), "at least two labels"),
+        (lambda g: g.classify("a", "bc"), "labels must be a list of strings, not str"),
         (lambda g: g.classify("a", ["b", "c", "b"]), "labels must differ; b is given twice"),
         (lambda g: g.classify("a", ["b", " "]), "labels must be non-empty strings"),
-        (lambda g: g.classify("a", ["b", 3]), "labels must be non-empty strings"),
+        (lambda g: g.classify("a", ["b", 3]), "each of labels must be a string, not int"),
         (lambda g: g.classify(5, ["b", "c"]), "text must be a list of strings, not int"),
         (lambda g: g.classify("a", ["b", "c"], prompt="判断"), r"the prompt must have \{text\}"),
         (lambda g: g.classify("a", ["b", "c"], examples=[("x", "d")]), "an example is a text and one of the labels"),
@@ -130,8 +131,15 @@ def test_errors_in_place_of_what_failed(tiny_tokenizer: Tokenizer) -> None:
     long = "今天天气很好。" * 30
     with pytest.raises(ContextLengthError):
         glm.classify(["今天", long], LABELS)
-    labels = glm.classify(["今天", long, "北京"], LABELS, return_errors=True)
-    assert [isinstance(one, ContextLengthError) for one in labels] == [False, True, False]
+    labels = glm.classify(["今天", long, "\ud83d", "北京"], LABELS, return_errors=True)
+    assert [type(one).__name__ for one in labels] == [
+        "Classification",
+        "ContextLengthError",
+        "TokenizerError",
+        "Classification",
+    ]
+    with pytest.raises(ContextLengthError, match=r"what is scored behind it takes \d+, .*; shorten the text"):
+        glm.classify(long, LABELS)
     replies = glm.chat_batch(["今天", "", long], temperature=0, max_new_tokens=2, return_errors=True)
     assert [type(one).__name__ for one in replies] == ["Reply", "MessageError", "ContextLengthError"]
     texts = glm.complete(["今天", long], temperature=0, max_new_tokens=2, return_errors=True)

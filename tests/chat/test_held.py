@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from chat_lessons import GREEDY, GREETING, HELLO, POEM, POEM_END, new_glm
 from chatglm3.chat import ChatGLM
-from chatglm3.errors import ChatGLMError, CheckpointError
+from chatglm3.errors import ChatGLMError, CheckpointError, ContextLengthError
 from chatglm3.tokenizer import Tokenizer
 from tiny_model import tokens_computed
 
@@ -76,18 +76,28 @@ def prefix_ids(path: Path) -> list[int]:
         return ids
 
 
+def test_a_prefix_must_fit_the_context(tiny_tokenizer: Tokenizer) -> None:
+    glm = new_glm(tiny_tokenizer, max_context=40)
+    with tokens_computed(glm.model) as counts, pytest.raises(ContextLengthError, match="more than the context of 40"):
+        glm.prefix("今天天气很好。" * 30)
+    assert counts == []
+
+
 def test_files_that_are_no_prefix(glm: ChatGLM, tmp_path: Path) -> None:
-    missing, garbage, other, cut = (tmp_path / name for name in ("missing", "garbage", "other", "cut"))
+    missing, garbage, other, cut, flipped = (tmp_path / n for n in ("missing", "garbage", "other", "cut", "flipped"))
     garbage.write_bytes(b"garbage")
     save_file({"a": torch.zeros(2)}, other)
     with glm.prefix(HISTORY) as prefix:
         prefix.save(cut)
-    cut.write_bytes(cut.read_bytes()[:-9])
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:-9])
+    flipped.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
     for path, message in (
         (missing, "cannot read the prefix"),
         (garbage, "cannot read the prefix"),
         (cut, "cannot read the prefix"),
         (other, "is not a saved prefix"),
+        (flipped, "is damaged"),
     ):
         with pytest.raises(CheckpointError, match=message):
             glm.load_prefix(path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ from chatglm3.train.batches import Batch
 from chatglm3.train.config import TrainConfig, make_config
 from chatglm3.train.data import IGNORED, TrainingRow
 from chatglm3.train.dataset import Dataset
+from chatglm3.train.methods import prepare_model, trained_weights
 from chatglm3.train.step import LossNetwork
 from tiny_model import tiny_config, tiny_model
 
+VOCABULARY = 512
+BASE = {"model": "nano", "data": {"train": "rows.jsonl"}, "output": "out", "device": "cpu", "dtype": "float32"}
 WORDS = ("今天天气怎么样？", "这本书写得很好", "Tell me a short story.", "房间太小了", "北京今天晴", "Hello! 22度")
 
 
@@ -95,3 +100,32 @@ def metrics(output: Path, name: str) -> list[float]:
     """The values of a metric in a run's metrics.jsonl."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line[name] for line in lines if name in line]
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    return make_config({**BASE, **changes}, "test")
+
+
+def prepared(config: TrainConfig, seed: int = 0) -> ChatGLMModel:
+    model = tiny_model(tiny_config(VOCABULARY), seed)
+    prepare_model(model, config)
+    for name, weight in trained_weights(model).items():
+        if name.endswith("lora_B"):  # as after some steps: with zeros nothing would reach A
+            torch.nn.init.normal_(weight, std=0.1)
+    return model
+
+
+@contextmanager
+def saved_bytes(model: ChatGLMModel) -> Iterator[list[int]]:
+    """The bytes that the backward pass keeps besides the weights, each storage counted once."""
+    count, seen = [0], {weight.untyped_storage().data_ptr(): weight.data for weight in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen[storage.data_ptr()] = tensor
+            count[0] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield count

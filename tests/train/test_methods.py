@@ -20,21 +20,15 @@ from chatglm3.model.quantize import quantize_linears
 from chatglm3.model.saving import save_model
 from chatglm3.model.transformer import ChatGLMModel
 from chatglm3.train.batches import pack
-from chatglm3.train.config import TrainConfig, make_config
+from chatglm3.train.config import TrainConfig
 from chatglm3.train.data import TrainingRow
 from chatglm3.train.dataset import Dataset
 from chatglm3.train.methods import load_trained, prepare_model, save_trained, trained_count, trained_weights
 from golden import GOLDEN, golden_json, golden_tensors, needs_golden
 from tiny_model import tiny_config, tiny_model
-from train.runs import gradients, loss_of, random_rows
+from train.runs import VOCABULARY, config_of, gradients, loss_of, random_rows
 
-VOCABULARY = 512
 ALL_LAYERS = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
-BASE = {"model": "nano", "data": {"train": "rows.jsonl"}, "output": "out", "device": "cpu", "dtype": "float32"}
-
-
-def config_of(**changes: Any) -> TrainConfig:
-    return make_config({**BASE, **changes}, "test")
 
 
 def random_model(dtype: torch.dtype = torch.float32) -> ChatGLMModel:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,38 +14,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from chatglm3.errors import TrainingError
 from chatglm3.model.checkpoint import load_model
-from chatglm3.model.config import CHATGLM3_6B
-from chatglm3.model.transformer import ChatGLMModel
 from chatglm3.train import loss as loss_module
 from chatglm3.train.batches import Plan, deal, in_order, pack
-from chatglm3.train.config import TrainConfig, make_config
 from chatglm3.train.data import TrainingRow
 from chatglm3.train.dataset import Dataset
 from chatglm3.train.devices import make_accelerator
 from chatglm3.train.loss import chunk_rows, target_loss
-from chatglm3.train.memory import advice, estimate_memory
-from chatglm3.train.methods import prepare_model, trained_weights
+from chatglm3.train.methods import trained_weights
 from chatglm3.train.step import LossNetwork, learning_rate, make_optimizer, measure_loss, train_step
 from golden import GOLDEN, golden_json, golden_tensors, needs_golden
 from tiny_model import tiny_config, tiny_model
-from train.runs import gradients, loss_of, random_rows
+from train.runs import VOCABULARY, config_of, gradients, loss_of, prepared, random_rows, saved_bytes
 
-VOCABULARY = 512
 LENGTHS = (9, 30, 4, 17, 12, 25, 7, 11)
-BASE = {"model": "nano", "data": {"train": "rows.jsonl"}, "output": "out", "device": "cpu", "dtype": "float32"}
-
-
-def config_of(**changes: Any) -> TrainConfig:
-    return make_config({**BASE, **changes}, "test")
-
-
-def prepared(config: TrainConfig, seed: int = 0) -> ChatGLMModel:
-    model = tiny_model(tiny_config(VOCABULARY), seed)
-    prepare_model(model, config)
-    for name, weight in trained_weights(model).items():
-        if name.endswith("lora_B"):  # as after some steps: with zeros nothing would reach A
-            torch.nn.init.normal_(weight, std=0.1)
-    return model
 
 
 def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-5) -> None:
@@ -110,22 +89,6 @@ def test_recomputing_keeps_less_and_changes_no_gradient_with_dropout(method: str
         found.append(gradients(model))
     assert_close(found[0], found[1], 0)
     assert kept[1] < kept[0] / 2
-
-
-@contextmanager
-def saved_bytes(model: ChatGLMModel) -> Iterator[list[int]]:
-    """The bytes that the backward pass keeps besides the weights, each storage counted once."""
-    count, seen = [0], {weight.untyped_storage().data_ptr(): weight.data for weight in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen[storage.data_ptr()] = tensor
-            count[0] += storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield count
 
 
 class Largest(TorchDispatchMode):
@@ -273,38 +236,3 @@ def test_rows_are_dealt_out_by_their_tokens() -> None:
 def test_learning_rates(schedule: str, rates: list[float]) -> None:
     config = config_of(schedule=schedule, warmup_steps=2, learning_rate=1.0)
     assert [learning_rate(config, step, 6) for step in range(6)] == pytest.approx(rates, abs=1e-4)
-
-
-@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"method": "full"}])
-def test_the_memory_estimate_is_near_what_a_step_keeps(changes: dict[str, Any]) -> None:
-    config = config_of(batch_size=8, **changes)
-    model = prepared(config)
-    data = random_rows(VOCABULARY, (60, 50, 40, 40, 40, 60, 50, 60))
-    lengths = [len(row.input_ids) for row in data.rows]
-    trained = sum(weight.numel() for weight in trained_weights(model).values())
-    estimate = estimate_memory(config, model.config, torch.float32, lengths, trained)
-    with saved_bytes(model) as count:
-        loss_of(model, pack(data, range(8)))
-    assert estimate.tokens == sum(lengths)
-    expected = estimate.activations
-    if config.gradient_checkpointing:  # one block is computed, and kept, during the backward pass only
-        plain = config.model_copy(update={"gradient_checkpointing": False})
-        whole = estimate_memory(plain, model.config, torch.float32, lengths, trained).activations
-        expected -= whole // model.config.num_layers
-        assert expected < whole / 3
-    assert 0.7 < count[0] / expected < 1.6
-    assert estimate.trained == 16 * trained
-    assert estimate.total > estimate.weights + estimate.trained + estimate.activations
-
-
-def test_the_memory_of_the_released_model() -> None:
-    plain = config_of(batch_size=4)
-    less = config_of(batch_size=4, gradient_checkpointing=True, quantize=4)
-    lengths = [700] * 10
-    sizes = [estimate_memory(c, CHATGLM3_6B, torch.bfloat16, lengths, 1_949_696) for c in (plain, less)]
-    assert sizes[0].weights == pytest.approx(12.5e9, rel=0.01) and sizes[1].weights < 4.5e9
-    assert sizes[1].activations < sizes[0].activations / 8
-    assert "activations of 2,800 tokens" in str(sizes[0])
-    assert advice(plain, sizes[0], 10**12) is None
-    said = advice(plain, sizes[0], 10**10)
-    assert said is not None and "9.3 GiB are free" in said and "gradient_checkpointing=true" in said

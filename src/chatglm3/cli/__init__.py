@@ -19,7 +19,19 @@ import typer
 import chatglm3
 from chatglm3.errors import ChatGLMError
 
-COMMANDS = ("chat", "complete", "run", "classify", "evaluate", "train", "info", "download", "quantize", "doctor")
+COMMANDS = (
+    "chat",
+    "complete",
+    "run",
+    "classify",
+    "evaluate",
+    "train",
+    "merge",
+    "info",
+    "download",
+    "quantize",
+    "doctor",
+)
 
 # A public road to typer's usage error, which has moved between versions (typer 0.26 brought its own copy of click).
 _UsageError: Any = typer.BadParameter.__base__

@@ -20,7 +20,7 @@ def _check_group_size(size: int) -> int:
     return size
 
 
-def _progress() -> Progress:
+def byte_progress() -> Progress:
     """A bar on standard error, if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -50,7 +50,7 @@ def command(
     from chatglm3.model.quantize_checkpoint import quantize_checkpoint
 
     folder = resolve(model)
-    with _progress() as bar:
+    with byte_progress() as bar:
         task = bar.add_task("quantising", total=None)
         written = quantize_checkpoint(
             folder,

@@ -211,6 +211,7 @@ class Engine:
 
     def hold(self, ids: Sequence[int], adapter: str | None = None) -> Entry:
         """Compute `ids` and keep them for requests with `adapter`, whoever else needs memory, until `release`."""
+        self._room(ids, None)
         with self._computed(tuple(ids), self.adapters.find(adapter)) as prompt, self._turns.alone():
             self.core.give_up(prompt)
             return self._store.pin(prompt.prompt, prompt.cache, prompt.adapter)
@@ -272,10 +273,19 @@ class Engine:
     def _scoring(self, prompt: tuple[int, ...], tree: LabelTree, *, keep: bool, adapter: Adapter | None) -> Scoring:
         ids = {i for steps in tree.steps for step in steps for i in step.ids}
         require_known(ids, self.vocab_size)
-        self._room(prompt, max((len(steps) for steps in tree.steps), default=0) or 1)
+        longest = max((len(steps) for steps in tree.steps), default=0) or 1
+        self._room(prompt, longest, asked=f"what is scored behind it takes {longest}", advice="shorten the text")
         return Scoring(prompt, tree, keep=keep, adapter=adapter)
 
-    def _room(self, prompt: Sequence[int], wanted: int | None, banned: Sequence[int] = ()) -> int:
+    def _room(
+        self,
+        prompt: Sequence[int],
+        wanted: int | None,
+        banned: Sequence[int] = (),
+        *,
+        asked: str = "",
+        advice: str = "shorten the history or ask for fewer tokens",
+    ) -> int:
         """How many tokens may be generated; `ContextLengthError` if the request does not fit."""
         require_known(prompt, self.model.config.padded_vocab_size)
         require_known(banned, self.vocab_size)
@@ -283,10 +293,10 @@ class Engine:
             raise SamplingError("an empty prompt cannot be continued; give at least one token")
         room = self.max_context - len(prompt)
         if room < (wanted or 1):
-            asked = f"max_new_tokens is {wanted}" if wanted else "an answer takes at least 1"
+            asked = asked or (f"max_new_tokens is {wanted}" if wanted else "an answer takes at least 1")
             raise ContextLengthError(
                 f"the prompt has {len(prompt)} tokens and {asked}, more than the context of {self.max_context}; "
-                "shorten the history or ask for fewer tokens"
+                f"{advice}"
             )
         return wanted or room
 

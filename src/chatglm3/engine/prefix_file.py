@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +26,7 @@ def save_prefix(path: Path, ids: Sequence[int], state: Sequence[Tensor], fingerp
         "fingerprint": fingerprint,
         "token_ids": json.dumps(list(ids)),
         "about": about,
+        "sha256": _digest(tensors),
     }
     temporary = path.with_name(path.name + ".incomplete")
     try:
@@ -54,4 +57,13 @@ def load_prefix(path: Path, fingerprint: str) -> tuple[list[int], list[Tensor], 
             state = [reader.get_tensor(f"layer.{i}") for i in range(len(reader.keys()))]
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot read the prefix ({error}); compute and save it again") from None
+    if metadata["sha256"] != _digest({f"layer.{i}": layer for i, layer in enumerate(state)}):
+        raise CheckpointError(f"{path} is damaged; compute and save it again")
     return json.loads(metadata["token_ids"]), state, metadata["about"]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +22,28 @@ def grouped_linear(x: Tensor, weight: GroupedWeight, bias: Tensor | None) -> Ten
     """`x` [..., in] times a weight quantised in groups, plus `bias` [out]: [..., out] in the dtype of `x`."""
     if native.runs_on(x, weight.codes, bias):
         return native.grouped_linear(x, weight, bias)
-    return F.linear(x, dequantize(weight, x.dtype), bias)
+    return frozen_linear(x, partial(dequantize, weight), bias)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """A product whose weight is multiplied out again for the backward pass, and not kept in between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: Callable[[torch.dtype], Tensor]) -> Tensor:
+        ctx.weight = weight
+        return F.linear(x, weight(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (gradient,) = gradients
+        bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return gradient @ ctx.weight(gradient.dtype), bias, None
+
+
+def frozen_linear(x: Tensor, weight: Callable[[torch.dtype], Tensor], bias: Tensor | None) -> Tensor:
+    """`x` [..., in] times what `weight(dtype)` [out, in] returns, plus `bias`; the weight itself gets no gradient."""
+    out: Tensor = _FrozenProduct.apply(x, bias, weight)  # type: ignore[no-untyped-call]
+    return out
 
 
 def embed(ids: Tensor, weight: GroupedWeight) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chatglm3.errors import CheckpointError
@@ -62,7 +61,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., in] to [..., out]."""
-        return F.linear(x, self.dequantize(x.dtype), self.bias)
+        return products.frozen_linear(x, self.dequantize, self.bias)
 
 
 def unpack_int4(packed: Tensor) -> Tensor:

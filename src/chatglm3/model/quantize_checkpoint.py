@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from math import sqrt
@@ -16,6 +15,7 @@ from chatglm3.model.checkpoint import Progress, check_tensors, quantized_config
 from chatglm3.model.config import ModelConfig
 from chatglm3.model.grouping import group_and_measure
 from chatglm3.model.linear import GROUPED_TENSORS, Grouped
+from chatglm3.model.new_folder import copy_tokenizer, new_folder, require_new
 from chatglm3.model.quantization import Quantization
 from chatglm3.model.saving import write_config
 from chatglm3.model.shards import TensorInfo, read_rows
@@ -23,7 +23,6 @@ from chatglm3.model.tensor_file import TensorFile
 from chatglm3.model.transformer import ChatGLMModel
 
 _WEIGHTS = "model.safetensors"
-_COPIED = ("tokenizer.model", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -44,28 +43,16 @@ def quantize_checkpoint(
     and the bytes to read. Raises `CheckpointError` if `source` is not a complete model that can be quantised, if
     `target` holds something already, or if the disk refuses.
     """
-    target = target.resolve()
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise CheckpointError(f"{target}: exists and is not an empty folder; choose another one")
+    require_new(target)
     config = _read_config(source)
     wanted = quantized_config(config, quantization)
     stored = check_tensors(ChatGLMModel, config, source)
-    temporary = target.with_name(f".{target.name}.incomplete")
-    try:
-        _prepare(temporary, wanted, stored)
-        errors = _write_weights(temporary / _WEIGHTS, wanted, stored, progress)
-        write_config(temporary / "config.json", wanted)
-        for name in _COPIED:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, temporary / name)
-        nbytes = (temporary / _WEIGHTS).stat().st_size
-        temporary.replace(target)
-    except OSError as error:
-        raise CheckpointError(
-            f"{target}: cannot write the model ({error}); free some space or choose another folder"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    needed = sum(tensor.nbytes for tensor in _planned(_empty_model(wanted), stored).values())
+    with new_folder(target, needed) as folder:
+        errors = _write_weights(folder / _WEIGHTS, wanted, stored, progress)
+        write_config(folder / "config.json", wanted)
+        copy_tokenizer(source, folder)
+        nbytes = (folder / _WEIGHTS).stat().st_size
     return QuantizedCheckpoint(nbytes, errors)
 
 
@@ -73,16 +60,6 @@ def _read_config(source: Path) -> ModelConfig:
     if (source / "adapter_config.json").is_file() and not (source / "config.json").is_file():
         raise CheckpointError(f"{source}: an adapter, not a model; quantise the model it belongs to")
     return ModelConfig.from_pretrained(source)
-
-
-def _prepare(temporary: Path, wanted: ModelConfig, stored: dict[str, TensorInfo]) -> None:
-    """Make an empty folder on a disk that is large enough."""
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    needed = sum(tensor.nbytes for tensor in _planned(_empty_model(wanted), stored).values())
-    free = shutil.disk_usage(temporary).free
-    if needed > free:
-        raise OSError(f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free")
 
 
 def _write_weights(
