@@ -133,9 +133,47 @@ def test_a_job_that_was_killed_when_all_was_written_is_finished(words: dict[str,
     folder.mkdir()
     for name, data in kept.items():
         (folder / name).write_bytes(data)
+    (folder / "written").touch()
     summary = bulk.run(**words)
     assert words["output"].read_bytes() == first and not folder.exists()
     assert summary.progress.resumed == 200
+
+
+def test_an_output_that_appears_meanwhile_is_not_overwritten(words: dict[str, Any]) -> None:
+    with pytest.raises(Stop):
+        bulk.run(**words, progress=stop_after(2))
+    words["output"].write_text("precious")
+    with pytest.raises(JobError, match=r"out\.jsonl exists; give another output, or remove it first"):
+        bulk.run(**words)
+    assert words["output"].read_text() == "precious"
+    words["output"].unlink()
+
+    def appear(progress: bulk.Progress) -> None:
+        if progress.rows == progress.total:
+            words["output"].write_text("precious")
+
+    with pytest.raises(JobError, match=r"out\.jsonl appeared while the job ran; move it"):
+        bulk.run(**words, progress=appear)
+    assert words["output"].read_text() == "precious"
+    words["output"].unlink()
+    assert bulk.run(**words).progress.resumed == 200
+
+
+def test_a_folder_of_that_name_is_not_touched(words: dict[str, Any]) -> None:
+    folder = words["output"].with_name("out.jsonl.job")
+    folder.mkdir()
+    (folder / "mine.txt").write_text("precious")
+    with pytest.raises(JobError, match=r"holds mine\.txt, which is no part of a job"):
+        bulk.run(**words)
+    assert (folder / "mine.txt").read_text() == "precious"
+
+
+def test_a_damaged_description_is_one_line(words: dict[str, Any]) -> None:
+    with pytest.raises(Stop):
+        bulk.run(**words, progress=stop_after(2))
+    words["output"].with_name("out.jsonl.job").joinpath("job.json").write_text("{")
+    with pytest.raises(JobError, match=r"job\.json is damaged; remove .* to begin anew"):
+        bulk.run(**words)
 
 
 def test_an_input_that_changes_meanwhile_is_noticed(words: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """What a job has done so far, in a folder beside its output, so that it can go on after a crash.
 
     OUTPUT.job/job.json      what the job is: another one must not go on with it
+    OUTPUT.job/written       empty; there once the output is being written
     OUTPUT.job/results       one line a window, a checksum and its results as JSON, appended when all are computed
 
 A line that a crash cut short is cut off. The folder is locked while a process works, and removed when the output is
@@ -12,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import zlib
 from array import array
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,8 @@ from chatglm3.errors import JobError
 from chatglm3.tables import Row
 from chatglm3.tables.files import sync
 
+_FILES = ("job.json", "job.incomplete", "results", "written")
+
 
 class Journal:
     """The journal of the job that writes `output`, locked while its `with` block runs."""
@@ -34,14 +36,21 @@ class Journal:
         self._job, self._results = self._folder / "job.json", self._folder / "results"
         self._ends = array("q", [0])  # of each window's line; results stay on the disk
         self._window = lru_cache(maxsize=4)(self.read)
+        self._written = self._folder / "written"  # there from the moment when the output is written
         self._folder.mkdir(exist_ok=True)
+        foreign = [path.name for path in self._folder.iterdir() if path.name not in _FILES]
+        if foreign:
+            raise JobError(
+                f"{self._folder} holds {foreign[0]}, which is no part of a job; move it, or give another output"
+            )
         self._lock = os.open(self._folder, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
             raise JobError(f"another process is writing {output}; wait for it, or give another output") from None
-        if output.exists() and not self._has_results:
+        self._output = output
+        if output.exists() and not self._written.exists():
             self.__exit__()
             raise JobError(f"{output} exists; give another output, or remove it first")
 
@@ -50,7 +59,7 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         if not self._has_results:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self.remove()
         os.close(self._lock)
 
     @property
@@ -71,7 +80,7 @@ class Journal:
         """Begin the job, or go on with it; `JobError` names what is not as it was, or the line that is damaged."""
         now = json.loads(json.dumps(identity))
         if self._has_results:
-            _require_same(json.loads(self._job.read_text()), now, self._folder)
+            _require_same(self._begun(), now, self._folder)
             self._recover()
             return
         temporary = self._job.with_suffix(".incomplete")
@@ -80,6 +89,13 @@ class Journal:
         sync(temporary)
         temporary.replace(self._job)
         sync(self._folder)
+
+    def _begun(self) -> dict[str, Any]:
+        try:
+            begun: dict[str, Any] = json.loads(self._job.read_text())
+        except ValueError:
+            raise JobError(f"{self._job} is damaged; remove {self._folder} to begin anew") from None
+        return begun
 
     def append(self, results: Sequence[Row]) -> None:
         """Add a window; OSError leaves the journal as it was."""
@@ -109,8 +125,17 @@ class Journal:
         return self._window(number // window_size)[number % window_size]
 
     def remove(self) -> None:
-        """The output is complete."""
-        shutil.rmtree(self._folder)
+        """Nothing has to be kept any more: the output is complete, or the job has not begun."""
+        for name in _FILES:
+            (self._folder / name).unlink(missing_ok=True)
+        if self._folder.exists():
+            self._folder.rmdir()
+
+    def finish(self) -> None:
+        """Say that the output is written now. `JobError` if there is one that is not this job's."""
+        if self._output.exists() and not self._written.exists():
+            raise JobError(f"{self._output} appeared while the job ran; move it, and run the same command again")
+        self._written.touch()
 
     def _recover(self) -> None:
         """Find the windows that are complete, and cut off what a crash left of one more."""

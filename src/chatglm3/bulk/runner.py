@@ -41,6 +41,7 @@ def run_job(job: Job, load: Load, progress: Callable[[Progress], None] = lambda 
         if _stamp(job.input) != stamp:
             raise JobError(f"{job.input} was changed while the job ran; restore it, or remove {journal.folder}")
         with _kept(journal):
+            journal.finish()
             write_rows(job.output, _output(plan, task, journal, meter), _kinds(plan, task), plan.table)
         journal.remove()
         return meter.summary()
