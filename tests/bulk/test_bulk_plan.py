@@ -44,10 +44,15 @@ def test_limit_and_sample(tmp_path: Path) -> None:
     assert plan(path, sample=1000).rows == 100
 
 
+def test_a_column_may_come_with_a_later_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", [{"a": "x"}, {"a": "y", "b": "z"}])
+    assert plan(path, column="b").bad_rows == 1
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ({"column": "b"}, "names the column 'b'; the columns are a$"),
+        ({"column": "c"}, "names the column 'c'; the columns are a, b$"),
         ({"column": None}, "either prompt or column"),
         ({"prompt": "{a}"}, "either prompt or column"),
         ({"limit": 0}, "limit must be a number of rows, at least 1, not 0"),

@@ -31,9 +31,11 @@ def test_rows_survive(tmp_path: Path, name: str) -> None:
 def test_what_is_no_object_is_a_bad_row(tmp_path: Path) -> None:
     deep = "[" * 100_000
     path = tmp_path / "t.jsonl"
-    path.write_text(f'{{"a": NaN, "b": -Infinity}}\n\n[1]\n{{"a": \n"x\u2028y"\n{deep}\n{{"a": 1}}', encoding="utf-8")
+    path.write_text(
+        f'{{"a": NaN, "b": -Infinity, "c": 1e400}}\n\n[1]\n{{"a": \n"x\u2028y"\n{deep}\n{{"a": 1}}', encoding="utf-8"
+    )
     rows = list(open_table(path).rows())
-    assert rows[0] == {"a": None, "b": None} and rows[-1] == {"a": 1}
+    assert rows[0] == {"a": None, "b": None, "c": None} and rows[-1] == {"a": 1}
     bad = [row.error for row in rows if isinstance(row, BadRow)]
     assert bad[0] == "line 3 is not a JSON object but [1]"
     assert bad[1].startswith("line 4 is not JSON: ")

@@ -22,6 +22,7 @@ from chatglm3.bulk.preview import Preview, preview
 from chatglm3.bulk.progress import Progress, Summary
 from chatglm3.bulk.runner import Load, run_job
 from chatglm3.engine.params import SamplingOptions, SamplingParams
+from chatglm3.errors import JobError
 from chatglm3.loading import load
 from chatglm3.messages import Message, as_history
 
@@ -103,6 +104,8 @@ def classify(
     `examples` are pairs of a finished prompt and its label; `seed` is that of `sample`; the rest is as in `run` and
     `ChatGLM.classify`.
     """
+    if isinstance(labels, str):
+        raise JobError(f"labels must be a list of texts, not {labels!r}")
     job = ClassifyJob(
         input=Path(input),
         output=Path(output),

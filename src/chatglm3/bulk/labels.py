@@ -59,5 +59,5 @@ class Labels(Task):
 
 
 def _six_digits(value: float) -> float:
-    """More than six digits of a probability are the arithmetic's noise."""
-    return float(f"{value:.6g}")
+    """More than six decimals of a probability are the arithmetic's noise."""
+    return round(value, 6)

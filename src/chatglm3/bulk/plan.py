@@ -72,17 +72,16 @@ class Plan:
 
 def make_plan(job: Job, table: Table) -> Plan:
     """Read the table once. Raises OSError, `DataError`, or `JobError` for a column that is not there."""
-    digests, good, columns, checked = bytearray(), bytearray(), Columns(), False
+    digests, good, columns = bytearray(), bytearray(), Columns()
     for row in islice(table.rows(), job.limit):
         columns.see(row.values if isinstance(row, BadRow) else row)
-        if not (checked or isinstance(row, BadRow)):
-            job.template.check(row)
-            checked = True
         digest = _digest(job, row)
         good.append(bool(digest))
         digests += digest
     if not good:
         raise DataError(f"{table.path} has no rows")
+    if any(good) or columns.kinds:  # a row may lack a column that others have
+        job.template.check(columns.kinds)
     flags = np.frombuffer(good, dtype=np.bool_)
     wanted = np.ones(len(good), dtype=np.bool_) if job.sample is None else _drawn(len(good), job.sample, job.seed)
     numbers = np.full(len(good), BAD, dtype=np.int32)

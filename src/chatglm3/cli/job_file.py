@@ -10,10 +10,11 @@ The words are those of the command line, with _ or - between them; a path is rel
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import typer
 
@@ -75,8 +76,23 @@ def _option(parameter: Any, value: object) -> Iterator[str]:
 def _read(path: Path) -> dict[Any, Any]:
     import yaml  # type: ignore[import-untyped]
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Every scalar is text, but for true, false and null; a label may be called yes, or 01."""
+
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            twice = sorted({key for key in keys if keys.count(key) > 1})
+            if twice:
+                raise yaml.YAMLError(f"{twice[0]} is given twice")
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+            return mapping
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|false|True|False)$"), list("tfTF"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^(~|null|)$"), ["~", "n", ""])
     try:
-        words = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        words = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise JobError(f"{path} is not YAML: {error}") from None
     if not isinstance(words, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +36,18 @@ class JsonlTable:
 
 def _row(line: str, number: int) -> Row | BadRow:
     try:
-        value = json.loads(line, parse_constant=lambda _: None)
+        value = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         return BadRow({}, f"line {number} is not JSON: {error}")
     if not isinstance(value, dict):
         return BadRow({}, f"line {number} is not a JSON object but {line.strip()[:40]}")
     return value
+
+
+def _finite(digits: str) -> float | None:
+    """A number too large for a float is none, as NaN is."""
+    value = float(digits)
+    return value if math.isfinite(value) else None
 
 
 def write_jsonl(stream: IO[bytes], rows: Iterable[Row]) -> None:
