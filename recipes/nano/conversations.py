@@ -8,14 +8,15 @@ from random import Random
 from chatglm3.messages import Message
 from chatglm3.prompt import chat_prompt, message_ids
 from chatglm3.tokenizer import Tokenizer
+from chatglm3.train.data import SoftTarget, TrainingRow
 
 from . import judging, small_talk, tool_calls
 from .data import NEGATIVE, POSITIVE
-from .documents import LABEL_WEIGHT, LONGEST_TEXT, Corpus, Example, SoftTarget, soften
+from .documents import LABEL_WEIGHT, LONGEST_TEXT, Corpus, soften, weighted_row
 from .teacher import SoftReview
 
 
-def chat_example(tokenizer: Tokenizer, messages: Sequence[Message], certainty: Mapping[int, float]) -> Example:
+def chat_row(tokenizer: Tokenizer, messages: Sequence[Message], certainty: Mapping[int, float]) -> TrainingRow:
     """The ids of a conversation and `</s>`.
 
     Targets are what the assistant writes after its role id, and the id that ends its turn. `certainty` gives, for the
@@ -34,9 +35,9 @@ def chat_example(tokenizer: Tokenizer, messages: Sequence[Message], certainty: M
             header = 1 + len(tokenizer.encode("\n"))
             words = (POSITIVE, NEGATIVE) if message.content == POSITIVE else (NEGATIVE, POSITIVE)
             target = soften(tokenizer, words, certainty[place])
-            soft.append(SoftTarget(start + header + target.index, target.other, target.probability))
-            weights[soft[-1].index] = LABEL_WEIGHT
-    return Example([*ids, tokenizer.eos_id], [*weights, float(after_answer)], soft)
+            soft.append(target._replace(position=start + header + target.position))
+            weights[soft[-1].position] = LABEL_WEIGHT
+    return weighted_row([*ids, tokenizer.eos_id], [*weights, float(after_answer)], soft)
 
 
 def some_reviews(corpus: Corpus, rng: Random) -> list[SoftReview]:
@@ -51,16 +52,16 @@ def some_reviews(corpus: Corpus, rng: Random) -> list[SoftReview]:
     return found
 
 
-def chat(tokenizer: Tokenizer, corpus: Corpus, letters: str, rng: Random) -> Example:
+def chat(tokenizer: Tokenizer, corpus: Corpus, letters: str, rng: Random) -> TrainingRow:
     """One conversation at random: mostly judgements, some small talk, some tool calls, some of both."""
     kind = rng.random()
     if kind < 0.18:
-        return chat_example(tokenizer, small_talk.conversation(rng, letters), {})
+        return chat_row(tokenizer, small_talk.conversation(rng, letters), {})
     if kind < 0.33:
-        return chat_example(tokenizer, tool_calls.conversation(rng, letters), {})
+        return chat_row(tokenizer, tool_calls.conversation(rng, letters), {})
     messages, certainty = judging.conversation(rng, some_reviews(corpus, rng))
     if kind < 0.39 and messages[0].role == "user":
         before = small_talk.any_turn(rng)
         messages = [*before, *messages]
         certainty = {place + len(before): value for place, value in certainty.items()}
-    return chat_example(tokenizer, messages, certainty)
+    return chat_row(tokenizer, messages, certainty)

@@ -8,6 +8,7 @@ from random import Random
 
 from chatglm3.prompt import completion_prompt
 from chatglm3.tokenizer import Tokenizer
+from chatglm3.train.data import IGNORED, SoftTarget, TrainingRow
 
 from .teacher import SoftReview
 
@@ -29,29 +30,16 @@ GAPS = ("\n\n", "\n\n", "\n")
 
 
 @dataclass(frozen=True, slots=True)
-class SoftTarget:
-    """At `index` the token is right with `probability`; otherwise `other` is."""
-
-    index: int
-    other: int
-    probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row to learn from: ids, how much each counts as a target, and the targets that are a matter of degree."""
-
-    ids: Sequence[int]
-    weights: Sequence[float]
-    soft: Sequence[SoftTarget] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Corpus:
     """All text for the language model."""
 
     news: Sequence[str]
     reviews: Sequence[Sequence[SoftReview]]
+
+
+def weighted_row(ids: list[int], weights: list[float], soft: Sequence[SoftTarget] = ()) -> TrainingRow:
+    """A row whose targets are the ids with a weight."""
+    return TrainingRow(ids, [i if w else IGNORED for i, w in zip(ids, weights, strict=True)], weights, tuple(soft))
 
 
 def soften(tokenizer: Tokenizer, words: tuple[str, str], probability: float, before: str = "") -> SoftTarget:
@@ -61,13 +49,13 @@ def soften(tokenizer: Tokenizer, words: tuple[str, str], probability: float, bef
     return SoftTarget(index, wrong[index], probability)
 
 
-def plain(tokenizer: Tokenizer, text: str) -> Example:
+def plain(tokenizer: Tokenizer, text: str) -> TrainingRow:
     """Text as it is, ended by `</s>`."""
     ids = [*completion_prompt(tokenizer, text)[: LONGEST - 1], tokenizer.eos_id]
-    return Example(ids, [0.0, 0.0] + [1.0] * (len(ids) - 2))
+    return weighted_row(ids, [0.0, 0.0] + [1.0] * (len(ids) - 2))
 
 
-def few_shot(tokenizer: Tokenizer, reviews: Sequence[SoftReview], rng: Random) -> Example:
+def few_shot(tokenizer: Tokenizer, reviews: Sequence[SoftReview], rng: Random) -> TrainingRow:
     """Labelled reviews in one layout, as many as fit; the labels weigh more than the other tokens."""
     layout, words, gap = rng.choice(LAYOUTS), rng.choice(WORDS), rng.choice(GAPS)
     first, second = rng.sample(words, 2)
@@ -84,13 +72,13 @@ def few_shot(tokenizer: Tokenizer, reviews: Sequence[SoftReview], rng: Random) -
         text = before + label
     ids = [*completion_prompt(tokenizer, text)[: LONGEST - 1], tokenizer.eos_id]
     weights = [0.0, 0.0] + [1.0] * (len(ids) - 2)
-    shifted = [SoftTarget(t.index + 2, t.other, t.probability) for t in targets if t.index + 2 < len(ids) - 1]
+    shifted = [t._replace(position=t.position + 2) for t in targets if t.position + 2 < len(ids) - 1]
     for target in shifted:
-        weights[target.index] = LABEL_WEIGHT
-    return Example(ids, weights, shifted)
+        weights[target.position] = LABEL_WEIGHT
+    return weighted_row(ids, weights, shifted)
 
 
-def document(tokenizer: Tokenizer, corpus: Corpus, rng: Random) -> Example:
+def document(tokenizer: Tokenizer, corpus: Corpus, rng: Random) -> TrainingRow:
     """One document at random: news (a fifth of the tokens, about), a plain review, or labelled reviews."""
     kind = rng.random()
     if kind < 0.15:

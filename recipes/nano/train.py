@@ -1,39 +1,95 @@
 """Makes `nano-base` and `nano` from nothing, in one command that can be stopped and started again at any time:
 
-python -m recipes.nano.train          # about two hours on two cores; work files in build/nano
+python -m recipes.nano.train          # work files in build/nano
 
-Every stage leaves a file in the work folder and is skipped, or taken up where it stopped, when its file is there.
+Both are trained by `chatglm3.train`: all weights, rows made here. What was begun goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import torch
 from torch import nn
 
 from chatglm3.model.config import ModelConfig
+from chatglm3.model.saving import save_model
 from chatglm3.model.transformer import ChatGLMModel
 from chatglm3.tokenizer import Tokenizer
+from chatglm3.train.checkpoints import checkpoints_of
+from chatglm3.train.config import TrainConfig, make_config
+from chatglm3.train.data import TrainingRow
+from chatglm3.train.dataset import Dataset
+from chatglm3.train.loop import train
+from chatglm3.train.progress import ProgressBar
 
 from . import tool_calls
 from .conversations import chat
 from .data import load_news, load_reviews, split_reviews
 from .documents import Corpus, document
-from .export import export
-from .loop import Sampler, Stage, train_stage
 from .teacher import cached_soft_labels
 from .tokenizer import train_tokenizer
 
 SEED = 3
-BASE = Stage("base", steps=1500, learning_rate=5e-3, seed=SEED)
-CHAT = Stage("chat", steps=2000, learning_rate=2e-3, seed=SEED)
+OFFICIAL = {
+    "apply_query_key_layer_scaling": True,
+    "attention_dropout": 0.0,
+    "attention_softmax_in_fp32": True,
+    "bias_dropout_fusion": True,
+    "hidden_dropout": 0.0,
+    "original_rope": True,
+    "use_cache": True,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+"""What the official config.json says besides the shape."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one of the two models is trained; `rows` are those of a step."""
+
+    name: str
+    kind: Literal["base", "chat"]
+    steps: int
+    rows: int
+    learning_rate: float
+
+    def config(self, model: Path, output: Path) -> TrainConfig:
+        """The settings of the trainer."""
+        return make_config(
+            {
+                "model": str(model),
+                "data": {"kind": self.kind},
+                "output": str(output),
+                "method": "full",
+                "steps": self.steps,
+                "batch_size": self.rows,
+                "learning_rate": self.learning_rate,
+                "warmup_steps": 100,
+                "optimizer": "muon",
+                "weight_decay": 0.1,
+                "adam_betas": (0.9, 0.95),
+                "hidden_dropout": 0.1,
+                "dtype": "float32",
+                "device": "cpu",
+                "seed": SEED,
+                "save_every": 250,
+                "log_every": 50,
+            },
+            f"recipes/nano, {self.name}",
+        )
+
+
+BASE = Stage("nano-base", "base", steps=1500, rows=20, learning_rate=5e-3)
+CHAT = Stage("nano", "chat", steps=2000, rows=28, learning_rate=2e-3)
 
 
 def network(tokenizer: Tokenizer) -> ModelConfig:
@@ -48,6 +104,7 @@ def network(tokenizer: Tokenizer) -> ModelConfig:
         multi_query_group_num=2,
         seq_length=4096,
         add_qkv_bias=True,
+        extra=OFFICIAL,
     )
 
 
@@ -101,7 +158,7 @@ def prepare(work: Path) -> Materials:
 
 
 def main() -> None:
-    """Run all stages."""
+    """Run both stages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/nano"), help="folder of checkpoints")
     parser.add_argument("--assets", type=Path, default=Path("src/chatglm3/assets"), help="folder of the models")
@@ -114,17 +171,27 @@ def main() -> None:
 
 
 def run_stages(materials: Materials, work: Path, assets: Path) -> None:
-    """Pre-train `nano-base`, then fine-tune it to `nano`; each is written to `assets` at every checkpoint."""
+    """Pre-train `nano-base` from random weights, then fine-tune it to `nano`; each goes to `assets` when it is done."""
     tokenizer, corpus, letters = materials.tokenizer, materials.corpus, materials.letters
-    model = random_model(network(tokenizer))
-    samplers: dict[Stage, tuple[str, Sampler]] = {
-        BASE: ("nano-base", lambda rng: document(tokenizer, corpus, rng)),
-        CHAT: ("nano", lambda rng: chat(tokenizer, corpus, letters, rng)),
-    }
-    for stage, (name, sample) in samplers.items():
-        save = partial(export, model, work / "tokenizer.model", assets / name)
-        train_stage(model, stage, sample, work, save)
-        save()
+    begin = work / "random"
+    save_model(random_model(network(tokenizer)).half(), begin)
+    shutil.copyfile(work / "tokenizer.model", begin / "tokenizer.model")
+    shutil.copyfile(Path(__file__).with_name("tokenizer_config.json"), begin / "tokenizer_config.json")
+    base = run_stage(BASE, lambda rng: document(tokenizer, corpus, rng), begin, work)
+    shutil.copytree(base, assets / BASE.name, dirs_exist_ok=True)
+    model = run_stage(CHAT, lambda rng: chat(tokenizer, corpus, letters, rng), base, work)
+    shutil.copytree(model, assets / CHAT.name, dirs_exist_ok=True)
+
+
+def run_stage(stage: Stage, sample: Callable[[Random], TrainingRow], model: Path, work: Path) -> Path:
+    """Train `model` on rows that `sample` draws, each seen once; the folder of the model that comes of it."""
+    rng = Random(f"{SEED} {stage.name}")
+    count = stage.steps * stage.rows
+    rows = Dataset(stage.kind, tuple(sample(rng) for _ in range(count)), (), tuple(range(1, count + 1)))
+    output = work / stage.name
+    resume = "latest" if checkpoints_of(output) else None
+    with ProgressBar() as bar:
+        return train(stage.config(model, output), rows=rows, resume=resume, reporter=bar).folder
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def random_rows(vocabulary: int, lengths: tuple[int, ...], seed: int = 0) -> Dat
 def loss_of(model: ChatGLMModel | LossNetwork, batch: Batch) -> Tensor:
     """The summed loss of a batch."""
     network = model if isinstance(model, LossNetwork) else LossNetwork(model)
-    loss: Tensor = network(batch.input_ids, batch.positions, batch.lengths, batch.places, batch.targets)
+    loss: Tensor = network(batch.input_ids, batch.positions, batch.lengths, batch.places, batch.targets, batch.weights)
     return loss
 
 

@@ -98,6 +98,7 @@ def test_a_config_that_is_written_is_read_again(tmp_path: Path) -> None:
         ({"method": "magic"}, "method: input should be 'lora', 'ptuning' or 'full', not 'magic'"),
         ({"steps": 3, "epochs": 2}, "steps and epochs exclude each other"),
         ({"method": "full", "quantize": 4}, "cannot be done on quantised ones"),
+        ({"optimizer": "muon"}, "optimizer=muon is for method=full; use adamw"),
         ({"quantize": 3}, "quantize: input should be 8 or 4, not 3"),
         ({"evaluation": {"patience": 2}}, "evaluation.patience needs data.validation"),
         ({"evaluation": {"generate": True}}, "evaluation.generate needs"),

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 
 from chatglm3.errors import TrainingError
 from chatglm3.train.loop import train
-from train.runs import data_file, metrics, model_folder, settings
+from train.runs import data_file, metrics, model_folder, random_rows, settings
 
 NAME = {"lora": "adapter_model.safetensors", "ptuning": "model.safetensors", "full": "model.safetensors"}
 
@@ -88,7 +89,13 @@ def stopped(model: Path, data: Path, output: Path, step: int = 3, /, **changes: 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"method": "ptuning", "ptuning": {"length": 3}}, {"method": "full"}, {"quantize": 8}]
+    "changes",
+    [
+        {"method": "ptuning", "ptuning": {"length": 3}},
+        {"method": "full"},
+        {"method": "full", "optimizer": "muon", "hidden_dropout": 0.1},
+        {"quantize": 8},
+    ],
 )
 def test_every_method_goes_on_bit_for_bit(changes: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
     stopped(model, data, tmp_path / "stopped", **changes)
@@ -98,6 +105,21 @@ def test_every_method_goes_on_bit_for_bit(changes: dict[str, Any], model: Path, 
     assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     done = train(settings(model, data, tmp_path / "whole", **changes), resume="latest")
     assert (done.steps, done.loss) == (6, None)
+
+
+def test_rows_made_in_python_go_on_as_the_same_rows_only(model: Path, tmp_path: Path) -> None:
+    rows = random_rows(256, (9, 12, 7, 20, 15))
+    weighted = replace(rows, rows=tuple(row._replace(weights=[2.0] * len(row.labels)) for row in rows.rows))
+    config = settings(model, Path("nothing"), tmp_path / "out", data={"kind": "chat"})
+    with pytest.raises(TrainingError, match="name the file of the rows"):
+        train(config)
+    with pytest.raises(StopError):
+        train(config, rows=weighted, reporter=Stopper(3))
+    with pytest.raises(TrainingError, match="another training data"):
+        train(config, rows=rows, resume="2")
+    resumed = train(config, rows=weighted, resume="2")
+    whole = train(settings(model, Path("nothing"), tmp_path / "whole", data={"kind": "chat"}), rows=weighted)
+    assert (resumed.folder / NAME["lora"]).read_bytes() == (whole.folder / NAME["lora"]).read_bytes()
 
 
 def test_a_run_goes_on_in_another_place_and_saves_as_it_likes(model: Path, data: Path, tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from chatglm3.errors import TrainingError
 from chatglm3.model.checkpoint import load_model
 from chatglm3.train import loss as loss_module
-from chatglm3.train.batches import Plan, deal, in_order, pack
-from chatglm3.train.data import TrainingRow
+from chatglm3.train.batches import Plan, deal, in_order, pack, weight_of
+from chatglm3.train.data import IGNORED, SoftTarget, TrainingRow
 from chatglm3.train.dataset import Dataset
 from chatglm3.train.devices import make_accelerator
 from chatglm3.train.loss import chunk_rows, target_loss
 from chatglm3.train.methods import trained_weights
-from chatglm3.train.step import LossNetwork, learning_rate, make_optimizer, measure_loss, train_step
+from chatglm3.train.step import LossNetwork, learning_rate, make_optimizers, measure_loss, train_step
 from golden import GOLDEN, golden_json, golden_tensors, needs_golden
 from tiny_model import tiny_config, tiny_model
 from train.runs import VOCABULARY, config_of, gradients, loss_of, prepared, random_rows, saved_bytes
@@ -125,12 +125,12 @@ def test_the_chunked_loss_is_the_cross_entropy(
     model = tiny_model(tiny_config(VOCABULARY)).to(dtype)
     weight = model.transformer.output_layer.weight.requires_grad_(trained)
     hidden = torch.randn(30, 32, dtype=dtype, requires_grad=True)
-    targets = torch.randint(VOCABULARY, (30,))
-    wanted = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+    targets, counts = torch.randint(VOCABULARY, (30,)), torch.rand(30)
+    wanted = (F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none") * counts).sum()
     (wanted * 0.5).backward()
     expected, expected_weight = hidden.grad, weight.grad
     hidden.grad = weight.grad = None
-    found = target_loss(model, hidden, targets)
+    found = target_loss(model, hidden, targets, counts)
     (found * 0.5).backward()
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     assert found.dtype == torch.float32 and found.item() == pytest.approx(wanted.item(), rel=1e-4)
@@ -159,7 +159,7 @@ def step_once(data: Dataset, accumulation: int) -> tuple[dict[str, Tensor], floa
     plan = Plan(LENGTHS, config.batch_size, accumulation)
     batches = [pack(data, share) for share in plan.shares(0, 0)]
     targets = sum(len(batch.targets) for batch in batches)
-    result = train_step(accelerator, network, optimizer, batches, targets, clip=0.5)
+    result = train_step(accelerator, network, [optimizer], batches, targets, clip=0.5)
     assert result.gradient_norm is not None and result.gradient_norm > 0.5
     return {name: weight.detach() for name, weight in trained_weights(model).items()}, result.loss
 
@@ -173,11 +173,44 @@ def test_a_loss_that_is_not_finite_stops_with_the_numbers_of_the_rows(value: flo
     data = replace(data, rows=(*data.rows, bad), numbers=(*data.numbers, 40))
     model.transformer.embedding.word_embeddings.weight.data[VOCABULARY - 1] = value
     accelerator = make_accelerator(config, torch.float32, model.config)
-    network, optimizer = accelerator.prepare(LossNetwork(model), make_optimizer(model, config))
+    network, *optimizers = accelerator.prepare(LossNetwork(model), *make_optimizers(model, config))
     batches = [pack(data, [0, 1]), pack(data, [8, 3])]
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) on row\(s\) 14, 40 of the training data") as caught:
-        train_step(accelerator, network, optimizer, batches, 50, None)
+        train_step(accelerator, network, optimizers, batches, 50, None)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_and_soft_targets_share_the_loss_between_ids() -> None:
+    model = prepared(config_of()).eval()
+    ids = [5, 6, 7, 8, 9]
+    row = TrainingRow(ids, [IGNORED, IGNORED, 7, 8, 9], [0.0, 0.0, 1.0, 8.0, 0.5], (SoftTarget(3, 20, 0.75),))
+    data = Dataset("base", (row,), (), (1,))
+    batch = pack(data, [0])
+    assert weight_of(row) == batch.weights.sum().item() == 9.5
+    scores = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    wanted = -scores[1, 7] - 8 * (0.75 * scores[2, 8] + 0.25 * scores[2, 20]) - 0.5 * scores[3, 9]
+    assert loss_of(model, batch).item() == pytest.approx(wanted.item(), rel=1e-5)
+    network = make_accelerator(config_of(), torch.float32, model.config).prepare(LossNetwork(model))
+    found = measure_loss(make_accelerator(config_of(), torch.float32, model.config), network, [batch])
+    assert found == pytest.approx(wanted.item() / 9.5, rel=1e-5)
+
+
+def test_dropout_of_the_stream_is_there_while_the_model_learns() -> None:
+    model, batch = prepared(config_of(method="full", hidden_dropout=0.5)), pack(random_rows(VOCABULARY, LENGTHS), [1])
+    assert loss_of(model, batch).item() != loss_of(model, batch).item()
+    model.eval()
+    plain = tiny_model(tiny_config(VOCABULARY), 0)
+    assert loss_of(model, batch).item() == pytest.approx(loss_of(plain, batch).item(), rel=1e-6)
+
+
+def test_muon_trains_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
+    config = config_of(method="full", optimizer="muon")
+    model = prepared(config)
+    muon, adamw = make_optimizers(model, config)
+    first, rest = ([w for group in o.param_groups for w in group["params"]] for o in (muon, adamw))
+    assert len(first) == 4 * len(model.blocks) and all(weight.ndim == 2 for weight in first)
+    assert len(first) + len(rest) == len(trained_weights(model))
+    assert any(weight is model.transformer.output_layer.weight for weight in rest)
 
 
 def test_measuring_is_the_mean_over_all_targets_without_dropout() -> None:

@@ -29,7 +29,7 @@ def announce(
     """Tell the rows, the trained numbers, the steps and the memory. `TrainingError` if the method cannot be had."""
     data, sets = config.data, (materials.train, materials.validation, materials.test)
     for file, rows in zip((data.train, data.validation, data.test), sets, strict=True):
-        if file is not None and rows is not None:
+        if rows is not None:
             reporter.note(describe(file, rows))
     if config.deepspeed is not None and not uses_deepspeed(config):
         reporter.note(f"{config.deepspeed} is not used, since there is no GPU")
@@ -49,9 +49,9 @@ def announce(
         reporter.note(f"memory: {warning}")
 
 
-def describe(file: Path, data: Dataset) -> str:
-    """One line on the rows of a file."""
-    line = f"{file}: {len(data.rows):,} {data.kind} rows"
+def describe(file: Path | None, data: Dataset) -> str:
+    """One line on the rows of a file, or on those that were made in Python."""
+    line = f"{file or 'data'}: {len(data.rows):,} {data.kind} rows"
     if data.shortened:
         line += f", {len(data.shortened):,} of them shortened"
     dropped = [f"{count:,} with {reason}" for reason, count in data.dropped.items()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from math import ceil
 from random import Random
 
@@ -24,7 +25,8 @@ class Batch:
     """Rows laid end to end for one forward pass.
 
     `input_ids` and `positions` [1, s] hold each row without its last id, `lengths` says how many ids that is for each.
-    `places` [n] are the positions along s that have a target, `targets` [n] the ids that should follow there.
+    `places` [n] are the positions along s that have a target, `targets` [n] the ids that should follow there and
+    `weights` [n], fp32, how much each counts. A place with a soft target is there twice.
     """
 
     rows: tuple[int, ...]
@@ -34,6 +36,7 @@ class Batch:
     lengths: tuple[int, ...]
     places: Tensor
     targets: Tensor
+    weights: Tensor
 
 
 def pack(data: Dataset, places: Sequence[int], device: torch.device | str = "cpu") -> Batch:
@@ -41,23 +44,37 @@ def pack(data: Dataset, places: Sequence[int], device: torch.device | str = "cpu
     parts = [data.rows[place] for place in places or (0,)]
     ids = [i for part in parts for i in part.input_ids[:-1]]
     lengths = tuple(len(part.input_ids) - 1 for part in parts)
-    labels = torch.tensor([label for part in parts for label in part.labels[1:]])
-    if not places:
-        labels.fill_(IGNORED)
-    learned = (labels != IGNORED).nonzero().squeeze(1)
+    starts = accumulate(lengths, initial=0)
+    found = [(start, *target) for start, part in zip(starts, parts, strict=False) for target in _targets(part)]
+    found = found if places else []
     return Batch(
         tuple(data.numbers[place] for place in places),
         torch.tensor([ids], device=device),
         torch.tensor([[position for length in lengths for position in range(length)]], device=device),
         lengths,
-        learned.to(device),
-        labels[learned].to(device),
+        torch.tensor([start + place for start, place, _, _ in found], dtype=torch.long, device=device),
+        torch.tensor([target for _, _, target, _ in found], dtype=torch.long, device=device),
+        torch.tensor([weight for *_, weight in found], dtype=torch.float32, device=device),
     )
 
 
-def count_targets(row: TrainingRow) -> int:
-    """How many ids of a row are learned."""
-    return sum(label != IGNORED for label in row.labels[1:])
+def weight_of(row: TrainingRow) -> float:
+    """How much the targets of a row count together: how many there are, if each counts 1."""
+    return sum(weight for _, _, weight in _targets(row))
+
+
+def _targets(row: TrainingRow) -> Iterator[tuple[int, int, float]]:
+    """The place along the row of the id before each target, the target, and its weight."""
+    soft = {target.position: target for target in row.soft}
+    for position, label in enumerate(row.labels[1:], 1):
+        if label == IGNORED:
+            continue
+        weight = 1.0 if row.weights is None else row.weights[position]
+        if position in soft:
+            share = soft[position].probability
+            yield position - 1, soft[position].other, weight * (1 - share)
+            weight *= share
+        yield position - 1, label, weight
 
 
 @dataclass(frozen=True)

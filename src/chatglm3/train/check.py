@@ -77,7 +77,7 @@ def spell(tokenizer: Tokenizer, row: TrainingRow) -> list[list[Span]]:
     roles = {tokenizer.role_id(role) for role in ("system", "user", "assistant", "observation")}
     lines: list[list[Span]] = [[]]
     decoder, learned = StreamDecoder(tokenizer), False
-    for token_id, label in zip(*row, strict=True):
+    for token_id, label in zip(row.input_ids, row.labels, strict=True):
         if token_id in roles or (label != IGNORED) != learned:
             _append(lines[-1], decoder.flush(), learned)
         if token_id in roles:

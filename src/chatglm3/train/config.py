@@ -32,7 +32,8 @@ class _Block(BaseModel):
 class DataConfig(_Block):
     """Which rows are learned. Files are JSON, JSONL, CSV, TSV or Parquet."""
 
-    train: Path
+    train: Path | None = None
+    """May be left out where the rows are handed to `train`."""
     validation: Path | None = None
     test: Path | None = None
     kind: Literal["chat", "base"] | None = None
@@ -78,7 +79,7 @@ class TrainConfig(_Block):
     """A training run. `steps` or `epochs` says how long it is (without either: three epochs)."""
 
     model: str
-    data: DataConfig
+    data: DataConfig = DataConfig()
     output: Path
     method: Literal["lora", "ptuning", "full"] = "lora"
     lora: LoraSettings = LoraSettings()
@@ -92,11 +93,15 @@ class TrainConfig(_Block):
     learning_rate: Positive | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 10
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon is for the matrices of the blocks when all weights are trained."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     clip: Positive | None = 1.0
     """Longest gradient; None: as it comes."""
     adam_betas: tuple[Share, Share] = (0.9, 0.999)
     adam_epsilon: Positive = 1e-8
+    hidden_dropout: Share = 0.0
+    """Of what attention and MLP add to the stream, as in the official network; LoRA has a dropout of its own."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantize: Literal[8, 4] | None = None
     gradient_checkpointing: bool = False
@@ -130,6 +135,8 @@ class TrainConfig(_Block):
             raise ValueError("steps and epochs exclude each other; give one of them")
         if self.quantize is not None and self.method == "full":
             raise ValueError("full fine-tuning changes all weights and cannot be done on quantised ones; use lora")
+        if self.optimizer == "muon" and self.method != "full":
+            raise ValueError("optimizer=muon is for method=full; use adamw")
         if not self.lora.targets:
             raise ValueError("lora.targets is empty; name at least one layer")
         if self.evaluation.generate and self.data.validation is None and self.data.test is None:

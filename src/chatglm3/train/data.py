@@ -20,11 +20,25 @@ from chatglm3.toolcall import format_tool_call
 IGNORED = -100
 
 
+class SoftTarget(NamedTuple):
+    """The label at `position` of a row is right with `probability`; otherwise the id `other` is."""
+
+    position: int
+    other: int
+    probability: float
+
+
 class TrainingRow(NamedTuple):
-    """Ids and labels, equally long."""
+    """Ids and labels, equally long.
+
+    Rows that are made in Python may also say how much each label counts (`weights`, equally long; None: 1 each), and
+    which of the labels are a matter of degree (`soft`), as those of a teacher are.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    weights: list[float] | None = None
+    soft: tuple[SoftTarget, ...] = ()
 
 
 class Turn(NamedTuple):

@@ -195,7 +195,7 @@ class _Reader:
 
 
 def _answers(row: TrainingRow, kind: Kind, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
-    ids, labels = row
+    ids, labels = row.input_ids, row.labels
     if kind == "base":
         begin = next(place for place, label in enumerate(labels) if label != IGNORED)
         yield ids[:begin], ids[begin:-1]

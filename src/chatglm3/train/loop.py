@@ -12,7 +12,7 @@ from chatglm3.engine.fingerprint import fingerprint
 from chatglm3.model.checkpoint import load_model
 from chatglm3.model.transformer import ChatGLMModel
 from chatglm3.train.announce import announce
-from chatglm3.train.batches import count_targets, in_order, pack
+from chatglm3.train.batches import in_order, pack, weight_of
 from chatglm3.train.checkpoints import (
     Checkpoints,
     State,
@@ -33,11 +33,11 @@ from chatglm3.train.devices import (
     training_dtype,
 )
 from chatglm3.train.evaluation import GenerationEvaluator
-from chatglm3.train.materials import make_identity, make_plan, read_materials
+from chatglm3.train.materials import Materials, make_identity, make_plan, read_materials
 from chatglm3.train.methods import export, load_trained, prepare_model, trained_weights
 from chatglm3.train.plot import loss_plot
 from chatglm3.train.progress import Meter, MetricsLog, Progress, Reporter, Silent
-from chatglm3.train.step import LossNetwork, StepResult, learning_rate, make_optimizer, measure_loss, train_step
+from chatglm3.train.step import LossNetwork, StepResult, learning_rate, make_optimizers, measure_loss, train_step
 
 Evaluator = Callable[[ChatGLMModel], Mapping[str, float]]
 """Measures a model by what it generates; called on the main process with the network in evaluation mode."""
@@ -59,12 +59,14 @@ class TrainResult:
 def train(
     config: TrainConfig,
     *,
+    rows: Dataset | None = None,
     resume: str | None = None,
     evaluator: Evaluator | None = None,
     reporter: Reporter | None = None,
 ) -> TrainResult:
     """Fine-tune as `config` says, or go on from a checkpoint: `resume` is "latest", a step or a folder.
 
+    `rows` are learned in place of a file `config.data.train`.
     The folder `config.output` gets the checkpoints, metrics.jsonl, loss.svg, resolved.yaml (the whole config) and what
     is to be used: the folder `adapter` or `model`, of the step with the best validation loss or of the last one.
     `evaluator` adds its metrics at each evaluation. Raises `TrainingError`, and what reading data and models raises.
@@ -72,7 +74,7 @@ def train(
     checkpoint = None if resume is None else find_checkpoint(config.output, resume)
     if checkpoint is None:
         refuse_begun(config.output)
-    run = _Run(config, checkpoint, evaluator, reporter or Silent())
+    run = _Run(config, read_materials(config, rows), checkpoint, evaluator, reporter or Silent())
     result = run.finish()
     run.accelerator.end_training()
     return result
@@ -82,15 +84,20 @@ class _Run:
     """One run, from the config to the folder to use."""
 
     def __init__(
-        self, config: TrainConfig, checkpoint: Path | None, evaluator: Evaluator | None, reporter: Reporter
+        self,
+        config: TrainConfig,
+        materials: Materials,
+        checkpoint: Path | None,
+        evaluator: Evaluator | None,
+        reporter: Reporter,
     ) -> None:
-        self.config, self.start, self.materials = config, checkpoint, read_materials(config)
+        self.config, self.start, self.materials = config, checkpoint, materials
         self.dtype = training_dtype(config, self.materials.model, training_device(config))
         self.accelerator = make_accelerator(config, self.dtype, self.materials.model)
         self.is_main = self.accelerator.is_main_process
         self.reporter = reporter if self.is_main else Silent()
         self.plan = make_plan(config, self.materials.train, self.accelerator.num_processes)
-        self.targets = [count_targets(row) for row in self.materials.train.rows]
+        self.weights = [weight_of(row) for row in self.materials.train.rows]
         self.evaluator = self._usable(evaluator or self._generation(self.materials.validation, "predictions"))
         announce(config, self.materials, self.plan, self.dtype, self.accelerator, self.reporter)
         self.state = self._load(checkpoint)
@@ -160,7 +167,7 @@ class _Run:
         names = tuple(trained_weights(self.model))
         network = LossNetwork(self.model)
         keep_frozen(network)
-        self.network, self.optimizer = accelerator.prepare(network, make_optimizer(self.model, config))
+        self.network, *self.optimizers = accelerator.prepare(network, *make_optimizers(self.model, config))
         self.checkpoints = Checkpoints(accelerator, self.network, self.model, names, config, materials.folder)
         if checkpoint is not None:
             self.checkpoints.restore(checkpoint)
@@ -192,12 +199,13 @@ class _Run:
         """Step `step`, from 0. Its random numbers depend on the seed, the step and the process alone."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed((self.config.seed * 1_000_003 + step) * processes + process)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._rate(step)
         shares = self.plan.shares(step, process)
         batches = [pack(self.materials.train, share, self.accelerator.device) for share in shares]
-        targets = sum(self.targets[row] for row in self.plan.rows(step))
-        return train_step(self.accelerator, self.network, self.optimizer, batches, targets, self.config.clip)
+        weight = sum(self.weights[row] for row in self.plan.rows(step))
+        return train_step(self.accelerator, self.network, self.optimizers, batches, weight, self.config.clip)
 
     def _rate(self, step: int) -> float:
         return learning_rate(self.config, step, self.plan.steps)

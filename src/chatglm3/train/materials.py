@@ -32,15 +32,21 @@ class Materials:
     test: Dataset | None
 
 
-def read_materials(config: TrainConfig) -> Materials:
-    """Read all of it. Raises `TrainingError` if it does not fit together, and what reading data and models raises."""
+def read_materials(config: TrainConfig, rows: Dataset | None = None) -> Materials:
+    """Read all of it, but for rows to train on that are there already.
+
+    Raises `TrainingError` if it does not fit together, and what reading data and models raises.
+    """
     folder = resolve(config.model)
     model = ModelConfig.from_pretrained(folder)
     longest = config.data.max_length
     if longest > model.seq_length:
         raise TrainingError(f"data.max_length={longest} is more than the {model.seq_length} tokens of {config.model}")
     tokenizer = Tokenizer.from_pretrained(folder)
-    rows = _read(config, config.data.train, tokenizer)
+    if rows is None:
+        if config.data.train is None:
+            raise TrainingError("data.train is missing; name the file of the rows to learn")
+        rows = _read(config, config.data.train, tokenizer)
     _require_fit(config, rows, model)
     others = [
         None if file is None else _read(config, file, tokenizer, rows)
@@ -67,6 +73,8 @@ def make_identity(config: TrainConfig, data: Dataset, dtype: torch.dtype, proces
     digest = hashlib.sha256()
     for row in data.rows:
         digest.update(array("i", [len(row.input_ids), *row.input_ids, *row.labels]).tobytes())
+        if row.weights is not None or row.soft:
+            digest.update(repr((row.weights, row.soft)).encode())
     name = str(dtype).removeprefix("torch.")
     return Identity(config.model_dump(mode="json"), name, digest.hexdigest()[:32], processes, model)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -47,6 +48,8 @@ def prepare_model(model: ChatGLMModel, config: TrainConfig) -> None:
         add_prefix(model, config.ptuning)
     else:
         _train_all(model)
+    if config.hidden_dropout:
+        add_dropout(model, config.hidden_dropout)
     model.recompute = config.gradient_checkpointing
     model.train()
 
@@ -64,6 +67,17 @@ def add_prefix(model: ChatGLMModel, settings: PtuningSettings) -> None:
     """Put learned keys and values before every row, random as in the official kit."""
     encoder = PrefixEncoder(replace(model.config, prefix_projection=settings.projection), settings.length)
     model.transformer.prefix_encoder = encoder.to(model.device, torch.float32)
+
+
+def add_dropout(model: ChatGLMModel, share: float) -> None:
+    """Drop out, while the model is trained, of what each attention and each MLP adds to the stream."""
+
+    def drop(module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return F.dropout(output, share, module.training)
+
+    for block in model.blocks:
+        for part in (block.self_attention, block.mlp):
+            part.register_forward_hook(drop)
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,6 +1,7 @@
 """One step: the network as its own loss, and what accelerate does with it.
 
-The loss of a step is the mean over the targets of its global batch: all rows of all forward passes of all processes.
+The loss of a step is the weighted mean over the targets of its global batch: all rows of all forward passes of all
+processes.
 """
 
 from __future__ import annotations
@@ -54,12 +55,18 @@ class LossNetwork(nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, lengths: Sequence[int], places: Tensor, targets: Tensor
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        lengths: Sequence[int],
+        places: Tensor,
+        targets: Tensor,
+        weights: Tensor,
     ) -> Tensor:
         """The sum of the cross entropies of the targets of a `Batch`, in fp32."""
         segments = [(RowCache(self.model), length) for length in lengths]
         hidden = self.model.hidden(input_ids, positions, segments)[0]
-        return target_loss(self.model, hidden[places], targets)
+        return target_loss(self.model, hidden[places], targets, weights)
 
 
 @dataclass(frozen=True)
@@ -81,33 +88,48 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     return config.rate * (1 - progress if config.schedule == "linear" else 1)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW for what is trained; vectors (norms and biases) do not decay."""
+def make_optimizers(model: ChatGLMModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for what is trained; vectors (norms and biases) do not decay.
+
+    With `optimizer: muon` the matrices of the blocks have Muon (Jordan et al., 2024), its steps as long as AdamW's.
+    """
     trained = [weight for weight in model.parameters() if weight.requires_grad]
+    found: list[torch.optim.Optimizer] = []
+    if config.optimizer == "muon":
+        matrices = [weight for block in model.blocks for weight in block.parameters() if weight.ndim == 2]
+        found.append(_muon(matrices, config))
+        inside = set(map(id, matrices))
+        trained = [weight for weight in trained if id(weight) not in inside]
     groups = [
         {"params": [weight for weight in trained if weight.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.rate, betas=config.adam_betas, eps=config.adam_epsilon)
+    return [*found, torch.optim.AdamW(groups, lr=config.rate, betas=config.adam_betas, eps=config.adam_epsilon)]
+
+
+def _muon(matrices: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    if not hasattr(torch.optim, "Muon"):
+        raise TrainingError(f"optimizer=muon needs PyTorch 2.9, and this is {torch.__version__}; use optimizer=adamw")
+    return torch.optim.Muon(matrices, lr=config.rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
 
 
 def train_step(
     accelerator: Accelerator,
     network: nn.Module,
-    optimizer: Any,
+    optimizers: Sequence[Any],
     batches: Sequence[Batch],
-    targets: int,
+    weight: float,
     clip: float | None,
 ) -> StepResult:
-    """One update from this process's `batches` of a global batch with so many `targets`.
+    """One update from this process's `batches` of a global batch whose targets count `weight` together.
 
     Raises `TrainingError` with the numbers of the rows if the loss or the gradient is not finite.
     """
     total = torch.zeros((), device=accelerator.device)
     norm: float | None = None
     # accelerate divides by the number of passes and processes; the mean over all targets is wanted.
-    scale = accelerator.num_processes * len(batches) / targets
+    scale = accelerator.num_processes * len(batches) / weight
     for batch in batches:
         with accelerator.accumulate(network):
             loss = _loss(network, batch, "training")
@@ -115,10 +137,11 @@ def train_step(
             total += loss.detach()
             if accelerator.sync_gradients:
                 norm = _clip(accelerator, network, clip, batches)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
     summed: Any = accelerator.reduce(total, "sum")
-    return StepResult(summed.item() / targets, norm)
+    return StepResult(summed.item() / weight, norm)
 
 
 @torch.no_grad()
@@ -127,15 +150,16 @@ def measure_loss(accelerator: Accelerator, network: nn.Module, batches: Iterable
     network.eval()
     counted = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
-        counted += torch.tensor([_loss(network, batch, "validation").item(), len(batch.targets)], dtype=torch.float64)
+        loss, weight = _loss(network, batch, "validation"), batch.weights.sum()
+        counted += torch.tensor([loss.item(), weight.item()], dtype=torch.float64)
     network.train()
     summed: Any = accelerator.reduce(counted.float().to(accelerator.device), "sum")
-    loss, targets = summed.tolist()
-    return float(loss / targets)
+    total, weights = summed.tolist()
+    return float(total / weights)
 
 
 def _loss(network: nn.Module, batch: Batch, what: str) -> Tensor:
-    loss: Tensor = network(batch.input_ids, batch.positions, batch.lengths, batch.places, batch.targets)
+    loss: Tensor = network(batch.input_ids, batch.positions, batch.lengths, batch.places, batch.targets, batch.weights)
     if not math.isfinite(loss.item()):
         raise _not_finite(f"the loss is {loss.item()}", [batch], what)
     return loss
