@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import chatglm3
 from bulk.reviews import reviews, write
 from chatglm3 import bulk
+from chatglm3.bulk.identity import Identity
 from chatglm3.bulk.journal import Journal
 from chatglm3.errors import JobError
 
@@ -33,9 +33,9 @@ def stop_after(windows: int) -> Any:
 @pytest.fixture
 def words(tmp_path: Path, nano: chatglm3.ChatGLM) -> dict[str, Any]:
     """A job of 200 rows, which are four windows."""
-    rows = [*reviews(195), *reviews(5)]
+    rows = [*reviews(195), *[{"id": i, "review": None} for i in range(195, 200)]]
     source = write(tmp_path / "in.jsonl", rows)
-    sampling = {"max_new_tokens": 3, "temperature": 1.0, "seed": 7}
+    sampling = {"max_new_tokens": 4, "temperature": 1.0, "seed": 7}
     return {"input": source, "output": tmp_path / "out.jsonl", "model": nano, "column": "review", **sampling}
 
 
@@ -59,7 +59,7 @@ def test_a_stopped_job_goes_on_and_does_nothing_twice(stopped: dict[str, Any], n
     summary = bulk.run(**stopped, progress=seen.append)
     assert stopped["output"].read_bytes() == whole(stopped)
     assert (summary.rows, summary.prompts, summary.progress.resumed) == (200, 195, 133)
-    assert [now.rows for now in seen] == [0, 197, 200]
+    assert [now.rows for now in seen] == [5, 197, 200]
     assert not stopped["output"].with_name("out.jsonl.job").exists()
 
 
@@ -91,7 +91,7 @@ def test_a_line_that_is_damaged_inside_is_refused(stopped: dict[str, Any]) -> No
         ({"column": None, "prompt": "这条评论：{review}"}, r'another prompt: was null, is "这条评论：\{review\}"'),
         ({"temperature": 0}, "another temperature: was 1.0, is 0"),
         ({"seed": 8}, "another seed: was 7, is 8"),
-        ({"max_new_tokens": 4}, "another max_new_tokens: was 3, is 4"),
+        ({"max_new_tokens": 5}, "another max_new_tokens: was 4, is 5"),
         ({"system": "你好"}, 'another system: was null, is "你好"'),
         ({"history": [{"role": "user", "content": "x"}]}, r"another history: was \[\], is "),
         ({"choices": ["是", "否"]}, r'another choices: was null, is \["是", "否"\]'),
@@ -111,6 +111,8 @@ def test_another_input_model_or_command_does_not_go_on_with_it(
 ) -> None:
     with pytest.raises(JobError, match=r'another model: was "[0-9a-f]{32}", is "[0-9a-f]{32}"'):
         bulk.run(**{**stopped, "model": nano_base})
+    with pytest.raises(JobError, match='another model: was "a loaded model", is "nano-base"; use it again'):
+        bulk.run(**{**stopped, "model": "nano-base"})
     labels: Any = {key: stopped[key] for key in ("input", "output", "model", "column", "seed")}
     with pytest.raises(JobError, match='another job: was "RunJob", is "ClassifyJob"'):
         bulk.classify(**labels, labels=["正面", "负面"])
@@ -168,12 +170,22 @@ def test_a_folder_of_that_name_is_not_touched(words: dict[str, Any]) -> None:
     assert (folder / "mine.txt").read_text() == "precious"
 
 
-def test_a_damaged_description_is_one_line(words: dict[str, Any]) -> None:
-    with pytest.raises(Stop):
-        bulk.run(**words, progress=stop_after(2))
-    words["output"].with_name("out.jsonl.job").joinpath("job.json").write_text("{")
-    with pytest.raises(JobError, match=r"job\.json is damaged; remove .* to begin anew"):
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "null", '{"format": "mine"}', '{"format": ["chatglm3 job 1"]}', "[" * 10_000]
+)
+def test_a_folder_with_files_of_these_names_may_be_anothers(words: dict[str, Any], text: str) -> None:
+    folder = words["output"].with_name("out.jsonl.job")
+    folder.mkdir()
+    mine = {"job.json": text, "results": "precious", "written": ""}
+    for name, data in mine.items():
+        (folder / name).write_text(data)
+    with pytest.raises(JobError, match=r"out\.jsonl\.job holds job\.json, which is no part of a job or damaged; move"):
         bulk.run(**words)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == mine
+    (folder / "job.json").unlink()
+    with pytest.raises(JobError, match=r"holds results, which is no part of a job"):
+        bulk.run(**words)
+    assert sorted(path.name for path in folder.iterdir()) == ["results", "written"]
 
 
 def test_an_input_that_changes_meanwhile_is_noticed(words: dict[str, Any]) -> None:
@@ -195,16 +207,17 @@ def test_nothing_stays_of_a_job_that_did_nothing(words: dict[str, Any], tmp_path
 
 def test_the_journal_alone(tmp_path: Path) -> None:
     output, results = tmp_path / "out.jsonl", [[{"a": "好\n", "error": None}], [{"a": None, "error": "x"}] * 3]
+    identity = Identity.of({"prompt": ("x",)}, {"model": "nano"})
     with Journal(output) as journal:
-        journal.begin({"prompt": ("x",)})
+        journal.begin(identity)
         for window in results:
             journal.append(window)
         with pytest.raises(JobError, match=r"another process is writing .*out\.jsonl"):
             Journal(output)
     with Journal(output) as journal:
-        journal.begin({"prompt": ["x"]})
+        journal.begin(Identity.of({"prompt": ["x"]}, {"model": "renamed"}))
         assert [journal.read(i) for i in range(journal.windows)] == results
         assert journal.result(5, 3) == {"a": None, "error": "x"}
-        assert json.loads((journal.folder / "job.json").read_text()) == {"prompt": ["x"]}
+        assert Identity.read(journal.folder) == identity
         journal.remove()
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from bulk.reviews import read, reviews, write
 from chatglm3.bulk import RunJob
 from chatglm3.bulk.plan import Plan
 from chatglm3.bulk.runner import read_plan
+from chatglm3.engine.params import SamplingParams
 from chatglm3.errors import DataError, JobError
 
 
@@ -25,12 +26,26 @@ def test_equal_prompts_get_one_number_in_order_of_appearance(tmp_path: Path) -> 
     assert found.numbers.tolist() == [0, 1, 0, -1, 2, 1, 0]
     assert found.repeats.tolist() == [3, 2, 1]
     assert (found.rows, found.prompts, found.bad_rows) == (7, 3, 1)
-    assert list(found.windows(2)) == [[("b",), ("a",)], [("c",)]]
+    assert list(found.windows(2)) == [[(1, ("b",)), (2, ("a",))], [(5, ("c",))]]
+
+
+def test_where_answers_are_drawn_each_row_has_a_prompt_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", [{"a": value} for value in ("b", "a", "b", None, "b")])
+    found = plan(path, sampling=SamplingParams(temperature=0.5))
+    assert (found.numbers.tolist(), found.repeats.tolist()) == ([0, 1, 2, -1, 3], [1, 1, 1, 1])
+    assert [asked.row for window in found.windows(3) for asked in window] == [1, 2, 3, 5]
+    assert plan(path, sampling=SamplingParams(temperature=0.5, num_beams=2)).prompts == 2
 
 
 def test_values_that_join_to_the_same_text_are_different(tmp_path: Path) -> None:
     path = write(tmp_path / "in.jsonl", [{"a": "x", "b": "yz"}, {"a": "xy", "b": "z"}, {"a": "x", "b": "yz"}])
     assert plan(path, column=None, prompt="{a}{b}").numbers.tolist() == [0, 1, 0]
+
+
+def test_a_row_keeps_its_number_in_the_input_whichever_rows_are_wanted(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.jsonl", [{"a": str(i)} for i in range(1, 101)])
+    asked = [a for window in plan(path, sample=10).windows(64) for a in window]
+    assert len(asked) == 10 and all((str(a.row),) == a.values for a in asked)
 
 
 def test_limit_and_sample(tmp_path: Path) -> None:
@@ -52,11 +67,12 @@ def test_a_column_may_come_with_a_later_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ({"column": "c"}, "names the column 'c'; the columns are a, b$"),
+        ({"column": "c"}, "names the column 'c'; the columns are 'a', 'b'$"),
         ({"column": None}, "either prompt or column"),
         ({"prompt": "{a}"}, "either prompt or column"),
         ({"limit": 0}, "limit must be a number of rows, at least 1, not 0"),
         ({"sample": -1}, "sample must be"),
+        ({"truncate": True}, "say how long one is, with max_new_tokens"),
     ],
 )
 def test_what_a_job_cannot_be(tmp_path: Path, words: dict[str, Any], error: str) -> None:

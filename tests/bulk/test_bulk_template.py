@@ -52,8 +52,8 @@ def test_what_is_no_template(prompt: str, words: str) -> None:
 
 
 def test_a_missing_column_is_named_with_those_there_are() -> None:
-    with pytest.raises(JobError, match="the prompt names the column 'text'; the columns are id, review"):
-        Template.parse("{id} {text}").check({"id": 1, "review": 2})
+    with pytest.raises(JobError, match="the prompt names the column 'text'; the columns are 'id', 'a, b'"):
+        Template.parse("{id} {text}").check({"id": 1, "a, b": 2})
 
 
 @pytest.mark.parametrize("row", [{}, {"a": None}])
@@ -62,7 +62,13 @@ def test_a_row_without_a_value(row: Row) -> None:
         Template.of_column("a").values(row)
 
 
-def test_an_empty_text_is_a_value_and_a_bad_row_has_none() -> None:
+@pytest.mark.parametrize("row", [{"a": "", "b": ""}, {"a": " \n", "b": "\u3000"}])
+def test_a_row_of_blank_values_asks_nothing(row: Row) -> None:
+    with pytest.raises(DataError, match="the text is empty"):
+        filled("评论：{a}，{b}", row)
+
+
+def test_an_empty_text_is_a_value_beside_another_one_and_a_bad_row_has_none() -> None:
     assert filled("{a}|{b}", {"a": "", "b": 0}) == "|0"
     with pytest.raises(DataError, match="line 3 is not JSON"):
         Template.of_column("a").values(BadRow({"a": "x"}, "line 3 is not JSON"))
@@ -72,4 +78,5 @@ def test_values_are_cut_to_the_same_length_until_they_fit() -> None:
     template = Template.parse("[{a}|{b}]")
     assert template.fill_within(["12345", "12"], lambda text: len(text) <= 8) == "[123|12]"
     assert template.fill_within(["12345", "12"], lambda text: len(text) <= 10) == "[12345|12]"
-    assert template.fill_within(["12345", "12"], lambda text: False) == "[|]"
+    assert template.fill_within(["12345", "12"], lambda text: len(text) <= 3) == "[12345|12]"
+    assert template.fill_within(["   45", ""], lambda text: len(text) <= 6) == "[   45|]"

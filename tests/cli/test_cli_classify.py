@@ -38,18 +38,6 @@ def test_labels_in_one_word_or_several(cli: Cli, tmp_path: Path, labels: tuple[s
     assert columns(tmp_path / "out.csv") == ["id", "review", "label", *(f"model_{name}" for name in new)]
 
 
-def test_labels_of_a_job_file_are_the_texts_that_stand_there(cli: Cli, tmp_path: Path) -> None:
-    job, out = tmp_path / "job.yaml", tmp_path / "out.csv"
-    words = f"input: {EXAMPLES}\noutput: {out}\ncolumn: review\nlimit: 2\noutput-prefix: m_\nlabels: [yes, 01]\n"
-    job.write_text(words, encoding="utf-8")
-    assert cli("classify", job).status == 0
-    assert {"m_p_yes", "m_p_01"} < set(columns(out))
-    out.unlink()
-    job.write_text(words + "column: id\n", encoding="utf-8")
-    result = cli("classify", job)
-    assert result.status == 1 and "column is given twice" in result.err and result.err.count("\n") == 1
-
-
 def test_examples_calibration_and_a_job_file(cli: Cli, tmp_path: Path) -> None:
     shown = tmp_path / "shown.csv"
     shown.write_text("review,kind\n很好看,正面\n太吵了,负面\n", encoding="gbk")

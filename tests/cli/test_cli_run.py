@@ -1,16 +1,21 @@
-"""`chatglm3 run`: the words of the command line and of job files, what people and machines are told, and refusals."""
+"""`chatglm3 run`: the words of the command line, what people and machines are told, and refusals."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import chatglm3
+from chatglm3.bulk import Progress, RunJob, Source, run_job
+from chatglm3.cli.job import carry_out, model_source
+from chatglm3.cli.options import Loading
+from chatglm3.engine.params import SamplingParams
 from cli.runner import Result
 from cli.terminal import Terminal
 
@@ -46,6 +51,46 @@ def test_people_are_told_rows_errors_and_speed(cli: Cli, tmp_path: Path, out: Pa
     assert [row["error"] is None for row in rows_of(out)] == [True, True, False]
 
 
+def test_a_job_in_which_every_row_failed_has_failed(cli: Cli, tmp_path: Path, out: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"a": " "}\n{"a": null}\n', encoding="utf-8")
+    result = cli("run", source, out, "--column", "a", "--output-prefix", "new_", "--max-new-tokens", "2")
+    assert result.status == 1 and result.out.startswith(f"{out}: 2 rows, 2 with an error\n  row 1: the text is empty\n")
+    assert result.err == f"error: no row of {out} has a result; its column new_error says why\n"
+    assert [bool(row["new_error"]) for row in rows_of(out)] == [True, True]
+    out.unlink()
+    shown = cli("run", source, out, "--column", "a", "--max-new-tokens", "2", "--json")
+    assert shown.status == 1 and json.loads(shown.out.splitlines()[-1])["errors"] == 2 and shown.err.count("\n") == 1
+
+
+def test_ctrl_c_says_whether_anything_is_kept(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    job = RunJob(input=EXAMPLES, output=out, column="review")
+
+    @contextmanager
+    def interrupted() -> Iterator[chatglm3.ChatGLM]:
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(job, Source("nano", interrupted), dry_run=False, as_json=True)
+    assert capfd.readouterr().err == "stopped; nothing was done yet\n" and not list(out.parent.iterdir())
+
+
+def test_another_model_is_called_by_its_name(cli: Cli, out: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.rows == progress.total:
+            raise KeyboardInterrupt
+
+    greedy = SamplingParams(temperature=0, max_new_tokens=3)
+    job = RunJob(input=EXAMPLES, output=out, column="review", limit=6, sampling=greedy)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, model_source("nano", Loading()), stop)
+    for words, name in ((("--model", "nano-base"), "nano-base"), (("--quantize", "8"), "nano, 8 bits")):
+        result = cli("run", EXAMPLES, out, "--column", "review", *SHORT, *words)
+        assert result.status == 1 and f'another model: was "nano", is "{name}"; use it again' in result.err
+    assert cli("run", EXAMPLES, out, "--column", "review", *SHORT).status == 0
+
+
 def test_machines_are_told_an_object_a_line(cli: Cli, out: Path) -> None:
     result = cli("run", EXAMPLES, out, "--column", "review", "--json", *SHORT)
     events = [json.loads(line) for line in result.out.splitlines()]
@@ -77,47 +122,12 @@ def test_system_history_choices_and_schema_come_from_the_command_line(cli: Cli, 
     assert {row["answer"] for row in rows_of(out)} <= {'{"n": 1}', '{"n": 2}'}, rows_of(out)
 
 
-def test_a_job_file_says_the_same(cli: Cli, tmp_path: Path, out: Path) -> None:
-    job = tmp_path / "job.yaml"
-    job.write_text(
-        f"input: {EXAMPLES}\noutput: {out}\nmax-new-tokens: 3\nlimit: 6\nstop: [。, ！]\ntruncate: true\n"
-        "early_stopping: false\nmodel: nano\nsystem: |-\n  一行，\n  又一行。\nprompt: |-\n  - 评论：{review}\n",
-        encoding="utf-8",
-    )
-    assert cli("run", job).status == 0
-    words = ("--system", "一行，\n又一行。", "--prompt=- 评论：{review}", "--stop", "。", "--stop", "！", "--truncate")
-    assert cli("run", EXAMPLES, tmp_path / "b.jsonl", *words, *SHORT).status == 0
-    assert out.read_bytes() == (tmp_path / "b.jsonl").read_bytes()
-    shown = cli("run", job, "--limit", "2", "--dry-run", "--json")
-    assert shown.status == 0 and json.loads(shown.out)["rows"] == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "status", "words"),
-    [
-        ("inptu: x\n", 1, "unknown word 'inptu'; did you mean input?"),
-        ("zzz: x\n", 1, "unknown word 'zzz'; known: adapter, banned"),
-        ("input: x\n", 1, "names an input and an output"),
-        ("- x\n", 1, "one line for each word"),
-        ("a: [\n", 1, "is not YAML"),
-        ("input: x\noutput: y\nprompt: {review}\n", 1, "prompt must be a value or a list of values, not a mapping"),
-        ("input: x\noutput: y\ncolumn: a\ntop_k: many\n", 2, "--top-k"),
-        ("input: x\noutput: y\ncolumn: a\ntruncate: 3\n", 2, "--truncate in the job file must be true or false"),
-        ("input: x\noutput: y\n", 2, "give either --prompt or --column"),
-    ],
-)
-def test_job_files_that_cannot_be(cli: Cli, tmp_path: Path, text: str, status: int, words: str) -> None:
-    (tmp_path / "job.yml").write_text(text, encoding="utf-8")
-    result = cli("run", tmp_path / "job.yml")
-    assert (result.status, result.out) == (status, "") and words in result.err and result.err.count("\n") == 1
-
-
 def test_a_dry_run_shows_three_finished_prompts_and_writes_nothing(cli: Cli, tmp_path: Path, out: Path) -> None:
     result = cli("run", EXAMPLES, out, "--prompt", "评论：{review}", "--system", "判断情感。", *SHORT, "--dry-run")
     first = json.loads(EXAMPLES.read_text(encoding="utf-8").splitlines()[0])["review"]
     assert (result.status, result.err) == (0, "") and not list(tmp_path.iterdir())
     assert result.out.count("<|system|>") == 3 and f"评论：{first}" in result.out
-    assert "6 rows, 6 different prompts, 0 rows without one; about" in result.out.splitlines()[-1]
+    assert "6 rows, 6 prompts to compute, 0 rows without one; about" in result.out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -127,12 +137,14 @@ def test_a_dry_run_shows_three_finished_prompts_and_writes_nothing(cli: Cli, tmp
         (("--prompt", "{review}", "--column", "review"), 2, "give either --prompt or --column"),
         (("--column", "review", "--limit", "0"), 2, "--limit"),
         (("--column", "review", "--top-k", "-1"), 2, "top_k must be"),
-        (("--column", "text"), 1, "the columns are id, review, label"),
+        (("--column", "text"), 1, "the columns are 'id', 'review', 'label'"),
         (("--prompt", "{review"), 1, "names no column"),
         (("--column", "review", "--history", "nothing.json"), 1, "nothing.json: No such file"),
         (("--column", "review", "--model", "no/such/folder"), 1, "no/such/folder"),
         (("--column", "review", "--encoding", "utf-16"), 1, "line 1 is not UTF-16"),
         (("--column", "review", "--output-prefix", "re", "--prompt", "x"), 2, "give either"),
+        (("--column", "review", "--truncate"), 2, "give --max-new-tokens with --truncate"),
+        (("--column", "review", "--truncate", "--max-new-tokens", "99999"), 1, "no row can fit"),
     ],
 )
 def test_refusals_are_one_line_and_leave_nothing(

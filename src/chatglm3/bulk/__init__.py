@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 from chatglm3.bulk.jobs import ClassifyJob, Job, RunJob
 from chatglm3.bulk.preview import Preview, preview
 from chatglm3.bulk.progress import Progress, Summary
-from chatglm3.bulk.runner import Load, run_job
+from chatglm3.bulk.runner import Source, run_job
 from chatglm3.engine.params import SamplingOptions, SamplingParams
 from chatglm3.errors import JobError
 from chatglm3.loading import load
@@ -29,7 +29,19 @@ from chatglm3.messages import Message, as_history
 if TYPE_CHECKING:
     from chatglm3.chat import ChatGLM
 
-__all__ = ["ClassifyJob", "Job", "Preview", "Progress", "RunJob", "Summary", "classify", "preview", "run", "run_job"]
+__all__ = [
+    "ClassifyJob",
+    "Job",
+    "Preview",
+    "Progress",
+    "RunJob",
+    "Source",
+    "Summary",
+    "classify",
+    "preview",
+    "run",
+    "run_job",
+]
 
 
 def run(
@@ -76,7 +88,7 @@ def run(
         output_prefix=output_prefix,
         sampling=SamplingParams.of(options),
     )
-    return run_job(job, _loader(model), progress)
+    return run_job(job, _source(model), progress)
 
 
 def classify(
@@ -123,11 +135,11 @@ def classify(
         encoding=encoding,
         output_prefix=output_prefix,
     )
-    return run_job(job, _loader(model), progress)
+    return run_job(job, _source(model), progress)
 
 
-def _loader(model: ChatGLM | str | Path) -> Load:
+def _source(model: ChatGLM | str | Path) -> Source:
     """A model that is given stays open; one that is named is loaded when it is needed, and closed."""
     if isinstance(model, (str, Path)):
-        return lambda: load(model)
-    return lambda: nullcontext(model)
+        return Source(str(model), lambda: load(model))
+    return Source("a loaded model", lambda: nullcontext(model))

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-import dataclasses
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
+from chatglm3.answers import ChatAnswer, Completion, TextAnswer, Wishes
 from chatglm3.bulk.jobs import RunJob
-from chatglm3.bulk.task import Result, Task
-from chatglm3.errors import ChatGLMError, JobError
-from chatglm3.messages import Message
+from chatglm3.bulk.task import Prompt, Result, Task
+from chatglm3.engine.sampling import require_known
+from chatglm3.errors import ChatGLMError, JobError, attempt
+from chatglm3.grammar.compiler import GrammarCompiler, fitted
+from chatglm3.messages import History, Message
 from chatglm3.prompt import chat_prompt, completion_prompt
+from chatglm3.reply import Reply
 from chatglm3.tables import Row
 
 if TYPE_CHECKING:
-    from chatglm3.answers import Completion
-    from chatglm3.chat import AnswerOptions, ChatGLM
-    from chatglm3.reply import Reply
+    from chatglm3.chat import ChatGLM
+
+_Answer: TypeAlias = ChatAnswer | TextAnswer
 
 
 class Answers(Task):
     """The work of a `RunJob`."""
 
     window = 64
+    advice = "ask for fewer tokens with --max-new-tokens, or shorten the prompt, the system message or the history"
 
     def __init__(self, glm: ChatGLM, job: RunJob) -> None:
         super().__init__(glm, job)
-        if job.system is not None and not glm.capabilities.chat:
+        chat = glm.capabilities.chat
+        if job.system is not None and not chat:
             raise JobError("a Base model knows no system message; write it into the prompt")
-        self._job, self.room = job, job.sampling.max_new_tokens or 1
+        if not glm.capabilities.tools and any(message.tools is not None for message in job.opening):
+            warnings.warn("this model was not trained to call tools; only the 8K chat model was", stacklevel=2)
+        require_known(job.sampling.banned, glm.engine.vocab_size)
+        self._opening = job.opening
+        grammar = GrammarCompiler(glm.tokenizer).compile(choices=job.choices, json_schema=job.json_schema, chat=chat)
+        self._wishes = Wishes(job.sampling if grammar is None else fitted(job.sampling, grammar), grammar)
+        self.room = self._wishes.params.max_new_tokens or 1
         self.kinds = {
             "answer": "text",
             "finish_reason": "text",
@@ -40,25 +54,28 @@ class Answers(Task):
     def prompt_ids(self, text: str) -> list[int]:
         """A conversation for Chat models, plain text for Base models."""
         if self._glm.capabilities.chat:
-            return chat_prompt(self._glm.tokenizer, (*self._job.opening, Message("user", text)))
+            return chat_prompt(self._glm.tokenizer, self._conversation(text))
         return completion_prompt(self._glm.tokenizer, text)
 
-    def _results(self, texts: Sequence[str], seed: int) -> list[Result]:
-        options = self._options(seed)
-        if self._glm.capabilities.chat:
-            replies = self._glm.chat_batch(texts, self._job.opening, return_errors=True, **options)
-            return [self._result(reply) for reply in replies]
-        completions = self._glm.complete(list(texts), return_errors=True, **options)
-        return [self._result(completion) for completion in completions]
+    def _conversation(self, text: str) -> History:
+        return (*self._opening, Message("user", text))
 
-    def _options(self, seed: int) -> AnswerOptions:
-        job = self._job
-        form = {"choices": job.choices, "json_schema": job.json_schema}
-        return cast("AnswerOptions", dataclasses.asdict(job.sampling) | form | {"seed": seed})
+    def _results(self, prompts: Sequence[Prompt]) -> list[Result]:
+        answers = [attempt(partial(self._answer, prompt), keep_errors=True) for prompt in prompts]
+        asked = [answer for answer in answers if not isinstance(answer, ChatGLMError)]
+        generations = self._glm.engine.outcomes([answer.request for answer in asked])
+        ended = (g if isinstance(g, ChatGLMError) else a.finish(g) for a, g in zip(asked, generations, strict=True))
+        return [self._result(answer if isinstance(answer, ChatGLMError) else next(ended)) for answer in answers]
+
+    def _answer(self, prompt: Prompt) -> _Answer:
+        wishes = replace(self._wishes, params=replace(self._wishes.params, seed=prompt.seed))
+        if self._glm.capabilities.chat:
+            return ChatAnswer(self._glm.tokenizer, self._conversation(prompt.text), wishes)
+        return TextAnswer(self._glm.tokenizer, prompt.text, wishes)
 
     def _result(self, answer: Reply | Completion | ChatGLMError) -> Result:
         if isinstance(answer, ChatGLMError):
-            return self.failed(str(answer))
+            return self.failed(answer)
         usage = answer.usage
         values = (answer.text, answer.finish_reason, usage.prompt_tokens, usage.completion_tokens, None)
         row: Row = dict(zip(self.kinds, values, strict=True))

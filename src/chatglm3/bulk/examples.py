@@ -15,7 +15,7 @@ def read_examples(path: Path, template: Template, label_column: str) -> tuple[tu
     for place, row in enumerate(read_rows(path), 1):
         template.check(row)
         if label_column not in row:
-            raise JobError(f"{path} has no column {label_column!r}; its columns are {', '.join(row)}")
+            raise JobError(f"{path} has no column {label_column!r}; its columns are {', '.join(map(repr, row))}")
         try:
             examples.append((template.fill(template.values(row)), as_text(row[label_column])))
         except DataError as error:

@@ -12,7 +12,7 @@ from chatglm3.bulk.template import Template
 from chatglm3.classify import TEXT, Task
 from chatglm3.engine.params import SamplingParams
 from chatglm3.errors import JobError
-from chatglm3.messages import History, Message
+from chatglm3.messages import History, Message, check_history
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class Job:
             raise JobError("say what each row is asked: give either prompt or column")
         if self.system is not None and self.history and self.history[0].role == "system":
             raise JobError("give system or a history that begins with a system message, not both")
+        check_history(self.history)
         for name in ("limit", "sample"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -53,6 +54,11 @@ class Job:
     def template(self) -> Template:
         """The prompt."""
         return Template.parse(self.prompt) if self.prompt is not None else Template.of_column(self.column or "")
+
+    @property
+    def draws(self) -> bool:
+        """Whether answers are drawn, each row's with random numbers of its own; else equal rows have equal results."""
+        return False
 
     @property
     def opening(self) -> History:
@@ -75,7 +81,7 @@ class RunJob(Job):
     json_schema: object = None
     """What every answer is valid against, as JSON values."""
     sampling: SamplingParams = field(default_factory=lambda: SamplingParams(temperature=0))
-    """Its seed is not used; `seed` is."""
+    """Its seed is not used; each row has one, made of `seed` and the row's number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +89,15 @@ class RunJob(Job):
             raise JobError(
                 "a job has no column for logprobs, and max_time would make answers a matter of speed; leave them"
             )
+        if self.truncate and self.sampling.max_new_tokens is None and self.choices is None:
+            raise JobError(
+                "truncate cuts rows until an answer fits behind them: say how long one is, with max_new_tokens"
+            )
+
+    @property
+    def draws(self) -> bool:
+        """True with a temperature, unless a beam search ignores it."""
+        return self.sampling.temperature > 0 and self.sampling.num_beams == 1
 
     def identity(self) -> dict[str, Any]:
         """With each sampling parameter by its own name."""

@@ -5,7 +5,7 @@
     OUTPUT.job/results       one line a window, a checksum and its results as JSON, appended when all are computed
 
 A line that a crash cut short is cut off. The folder is locked while a process works, and removed when the output is
-complete.
+complete. job.json is written first and removed last: a folder with files and without it is another's, and left alone.
 """
 
 from __future__ import annotations
@@ -15,44 +15,60 @@ import json
 import os
 import zlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+from chatglm3.bulk.identity import FILE, UNFINISHED, Identity
 from chatglm3.errors import JobError
 from chatglm3.tables import Row
 from chatglm3.tables.files import sync
 
-_FILES = ("job.json", "job.incomplete", "results", "written")
+_FILES = ("written", "results", UNFINISHED, FILE)  # in the order in which they are removed
+
+
+def journal_folder(output: Path) -> Path:
+    """The folder that is there while a job that writes `output` has something to go on with."""
+    return output.with_name(f"{output.name}.job")
 
 
 class Journal:
     """The journal of the job that writes `output`, locked while its `with` block runs."""
 
     def __init__(self, output: Path) -> None:
-        """Raises OSError, or `JobError` if another process has it or if there is an output and no journal."""
-        self._folder = output.with_name(f"{output.name}.job")
-        self._job, self._results = self._folder / "job.json", self._folder / "results"
+        """Raises OSError, or `JobError`: another process has it, the folder is no job's, there is an output alone."""
+        self._folder = journal_folder(output)
+        self._results = self._folder / "results"
         self._ends = array("q", [0])  # of each window's line; results stay on the disk
         self._window = lru_cache(maxsize=4)(self.read)
         self._written = self._folder / "written"  # there from the moment when the output is written
+        self._output = output
         self._folder.mkdir(exist_ok=True)
-        foreign = [path.name for path in self._folder.iterdir() if path.name not in _FILES]
-        if foreign:
-            raise JobError(
-                f"{self._folder} holds {foreign[0]}, which is no part of a job; move it, or give another output"
-            )
         self._lock = os.open(self._folder, os.O_RDONLY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._take(output)
+        except BaseException:
             os.close(self._lock)
-            raise JobError(f"another process is writing {output}; wait for it, or give another output") from None
-        self._output = output
+            raise
         if output.exists() and not self._written.exists():
             self.__exit__()
             raise JobError(f"{output} exists; give another output, or remove it first")
+
+    def _take(self, output: Path) -> None:
+        """Lock the folder and see whose it is; nothing of what others keep there is touched."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JobError(f"another process is writing {output}; wait for it, or give another output") from None
+        names = sorted(path.name for path in self._folder.iterdir())
+        self._was = Identity.read(self._folder)
+        known = _FILES if self._was else (UNFINISHED,)
+        foreign = [name for name in names if name not in known]
+        if foreign:
+            raise JobError(
+                f"{self._folder} holds {foreign[0]}, which is no part of a job or damaged; "
+                "move the folder, or give another output"
+            )
 
     def __enter__(self) -> Journal:
         return self
@@ -76,26 +92,15 @@ class Journal:
         """How many windows are done."""
         return len(self._ends) - 1
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
+    def begin(self, identity: Identity) -> None:
         """Begin the job, or go on with it; `JobError` names what is not as it was, or the line that is damaged."""
-        now = json.loads(json.dumps(identity))
-        if self._has_results:
-            _require_same(self._begun(), now, self._folder)
+        if self._was is not None and self._has_results:
+            identity.require_same(self._was, self._folder)
             self._recover()
-            return
-        temporary = self._job.with_suffix(".incomplete")
-        self._results.touch()
-        temporary.write_text(json.dumps(now))
-        sync(temporary)
-        temporary.replace(self._job)
-        sync(self._folder)
-
-    def _begun(self) -> dict[str, Any]:
-        try:
-            begun: dict[str, Any] = json.loads(self._job.read_text())
-        except ValueError:
-            raise JobError(f"{self._job} is damaged; remove {self._folder} to begin anew") from None
-        return begun
+        else:
+            identity.write(self._folder)
+            self._results.touch()
+            sync(self._folder)
 
     def append(self, results: Sequence[Row]) -> None:
         """Add a window; OSError leaves the journal as it was."""
@@ -155,15 +160,3 @@ def _body(line: bytes) -> bytes | None:
     """The JSON of a line; None if it is not whole."""
     whole = line.endswith(b"\n") and line[:8] == b"%08x" % zlib.crc32(line[9:-1])
     return line[9:-1] if whole else None
-
-
-def _require_same(was: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    for name in {**was, **now}:
-        if was.get(name) != now.get(name):
-            change = f"was {_short(was.get(name))}, is {_short(now.get(name))}"
-            raise JobError(f"this job was begun with another {name}: {change}; use it again, or remove {folder}")
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 100 else f"{text[:60]}… ({len(text)} characters)"

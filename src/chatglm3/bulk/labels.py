@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chatglm3 import classify
 from chatglm3.bulk.jobs import ClassifyJob
-from chatglm3.bulk.task import Result, Task
+from chatglm3.bulk.task import Prompt, Result, Task
 from chatglm3.errors import ChatGLMError
 from chatglm3.tables import Kind, Row
 
@@ -21,6 +21,7 @@ class Labels(Task):
     """The work of a `ClassifyJob`."""
 
     window = 256
+    advice = "shorten the prompt, the system message, the history, the examples or the labels"
 
     def __init__(self, glm: ChatGLM, job: ClassifyJob) -> None:
         super().__init__(glm, job)
@@ -37,9 +38,9 @@ class Labels(Task):
         """What stands before a label."""
         return self._task.prompt(self._glm.tokenizer, text)
 
-    def _results(self, texts: Sequence[str], seed: int) -> list[Result]:  # noqa: ARG002 (nothing is drawn)
+    def _results(self, prompts: Sequence[Prompt]) -> list[Result]:
         found = self._glm.classify(
-            list(texts),
+            [prompt.text for prompt in prompts],
             self._job.labels,
             history=self._job.history,
             system=self._job.system,
@@ -52,7 +53,7 @@ class Labels(Task):
 
     def _result(self, found: classify.Classification | ChatGLMError) -> Result:
         if isinstance(found, ChatGLMError):
-            return self.failed(str(found))
+            return self.failed(found)
         numbers = (found.probabilities[found.label], found.margin, *found.probabilities.values())
         row: Row = dict(zip(self.kinds, (found.label, *map(_six_digits, numbers), None), strict=True))
         return Result(row, found.prompt_tokens, found.cached_tokens)

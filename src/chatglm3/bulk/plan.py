@@ -1,7 +1,8 @@
 """The first pass over the input: which rows are wanted, which of them ask the same, and which columns there are.
 
-It finds every fault of the file before the model is asked anything. 16 bytes a row are kept during the pass and 4 after
-it; texts are read again when they are needed.
+Rows that ask the same share a prompt, unless answers are drawn: then each row has its own. Every fault of the file is
+found before the model is asked anything. 16 bytes a row are kept during the pass and 4 after it; texts are read again
+when they are needed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,13 @@ from chatglm3.tables import BadRow, Columns, Kind, Row, Table
 
 BAD, SKIPPED = -1, -2
 """Instead of a prompt's number: the row has no prompt; the row is not in the sample."""
+
+
+class Asked(NamedTuple):
+    """A prompt: the number of the first row of the input that asks it, from 1, and that row's values."""
+
+    row: int
+    values: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Plan:
 
     @property
     def prompts(self) -> int:
-        """How many different prompts there are."""
+        """How many prompts there are."""
         return len(self.repeats)
 
     @property
@@ -56,17 +65,17 @@ class Plan:
             if number != SKIPPED:
                 yield number, row
 
-    def windows(self, size: int) -> Iterator[list[tuple[str, ...]]]:
-        """The values of every different prompt, in order, in groups of `size`."""
-        values = self._different()
-        while window := list(islice(values, size)):
+    def windows(self, size: int) -> Iterator[list[Asked]]:
+        """Every prompt, in order, in groups of `size`."""
+        asked = self._asked()
+        while window := list(islice(asked, size)):
             yield window
 
-    def _different(self) -> Iterator[tuple[str, ...]]:
+    def _asked(self) -> Iterator[Asked]:
         following = 0
-        for number, row in self.numbered_rows():
+        for place, (number, row) in enumerate(zip(self.numbers.tolist(), self.table.rows(), strict=False), 1):
             if number == following:
-                yield self.job.template.values(row)
+                yield Asked(place, self.job.template.values(row))
                 following += 1
 
 
@@ -87,7 +96,7 @@ def make_plan(job: Job, table: Table) -> Plan:
     numbers = np.full(len(good), BAD, dtype=np.int32)
     numbers[~wanted] = SKIPPED
     keys = np.frombuffer(digests, dtype=[("high", "<u8"), ("low", "<u8")])[wanted[flags]]
-    numbers[flags & wanted] = _numbered(keys)
+    numbers[flags & wanted] = np.arange(len(keys)) if job.draws else _numbered(keys)
     return Plan(job, table, numbers, np.bincount(numbers[numbers >= 0]), columns.kinds)
 
 

@@ -59,7 +59,7 @@ class Summary:
     output: Path
     rows: int
     prompts: int
-    """How many different ones there were; each was computed once."""
+    """How many were computed; rows that ask the same share one, unless answers are drawn."""
     errors: int
     first_errors: tuple[tuple[int, str], ...]
     progress: Progress

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import chatglm3
 from chatglm3.bulk.answers import Answers
+from chatglm3.bulk.identity import Identity
 from chatglm3.bulk.jobs import ClassifyJob, Job, RunJob
 from chatglm3.bulk.journal import Journal
 from chatglm3.bulk.labels import Labels
-from chatglm3.bulk.plan import BAD, Plan, make_plan
+from chatglm3.bulk.plan import BAD, Asked, Plan, make_plan
 from chatglm3.bulk.progress import Meter, Progress, Summary
-from chatglm3.bulk.task import Task
+from chatglm3.bulk.task import Prompt, Task
 from chatglm3.errors import DataError, JobError
 from chatglm3.tables import BadRow, Kind, Row, open_table, write_rows
 from chatglm3.tables.formats import check_name
@@ -23,19 +25,26 @@ from chatglm3.tables.formats import check_name
 if TYPE_CHECKING:
     from chatglm3.chat import ChatGLM
 
-Load = Callable[[], AbstractContextManager["ChatGLM"]]
+
+@dataclass(frozen=True)
+class Source:
+    """What a model is called, and how to get it."""
+
+    name: str
+    load: Callable[[], AbstractContextManager[ChatGLM]]
 
 
-def run_job(job: Job, load: Load, progress: Callable[[Progress], None] = lambda _: None) -> Summary:
+def run_job(job: Job, source: Source, progress: Callable[[Progress], None] = lambda _: None) -> Summary:
     """Do the job, or go on with it; the model is loaded when the input was read. Raises ChatGLMError or OSError."""
     check_name(job.output)
     with Journal(job.output) as journal:
         stamp = _stamp(job.input)
         plan = read_plan(job)
-        with load() as glm:
+        with source.load() as glm:
             task = make_task(glm, plan)
             with _kept(journal):
-                journal.begin({"input": _sha256(job.input), **_identity(glm, job, task)})
+                values = {"input": _sha256(job.input), **_values(glm, job, task)}
+                journal.begin(Identity.of(values, names={"model": source.name}))
                 meter = Meter(plan, progress)
                 _compute(plan, task, journal, meter)
         if _stamp(job.input) != stamp:
@@ -53,7 +62,7 @@ def read_plan(job: Job) -> Plan:
 
 
 def make_task(glm: ChatGLM, plan: Plan) -> Task:
-    """The work on a model; `JobError` if a new column has the name of one of the input's."""
+    """The work on a model; `JobError` if no row can fit, or if a new column has the name of one of the input's."""
     task: Task
     if isinstance(plan.job, RunJob):
         task = Answers(glm, plan.job)
@@ -64,19 +73,25 @@ def make_task(glm: ChatGLM, plan: Plan) -> Task:
     taken = [name for name in names if name in plan.kinds or names.count(name) > 1]
     if taken:
         raise JobError(f"a new column would be another {taken[0]!r}; choose --output-prefix, for example model_")
+    task.require_room()
     return task
+
+
+def prompts_of(task: Task, window: Sequence[Asked], seed: int) -> list[Prompt]:
+    """The finished prompts of a window."""
+    return [Prompt(task.text(asked.values), _row_seed(seed, asked.row)) for asked in window]
 
 
 def _compute(plan: Plan, task: Task, journal: Journal, meter: Meter) -> None:
     with ExitStack() as stack:
         for number, window in enumerate(plan.windows(task.window)):
-            texts = [task.text(values) for values in window]
+            prompts = prompts_of(task, window, plan.job.seed)
             if number == 0:
-                stack.enter_context(task.shared(texts))
+                stack.enter_context(task.shared([prompt.text for prompt in prompts]))
             if number < journal.windows:
                 meter.resume(journal.read(number))
                 continue
-            results = task.compute(texts, _window_seed(plan.job.seed, number))
+            results = task.compute(prompts)
             journal.append([result.values for result in results])
             meter.add(results)
 
@@ -95,7 +110,7 @@ def _bad(plan: Plan, task: Task, row: Row | BadRow) -> Row:
     try:
         plan.job.template.values(row)
     except DataError as error:
-        return task.failed(str(error)).values
+        return task.failed(error).values
     raise JobError(f"{plan.job.input} was changed while the job ran; restore it and run the same command again")
 
 
@@ -103,15 +118,16 @@ def _kinds(plan: Plan, task: Task) -> dict[str, Kind]:
     return plan.kinds | {plan.job.output_prefix + name: kind for name, kind in task.kinds.items()}
 
 
-def _identity(glm: ChatGLM, job: Job, task: Task) -> dict[str, Any]:
+def _values(glm: ChatGLM, job: Job, task: Task) -> dict[str, Any]:
     """All that the output depends on besides the input; a job that is begun with one goes on with no other."""
     model = {"model": glm.engine.fingerprint(), "dtype": str(glm.model.dtype), "device": str(glm.model.device)}
     sizes = {"max_context": glm.engine.max_context, "window": task.window, "version": chatglm3.__version__}
     return {"job": type(job).__name__, **job.identity(), **model, **sizes}
 
 
-def _window_seed(seed: int, window: int) -> int:
-    digest = hashlib.blake2b(f"{seed} {window}".encode(), digest_size=8).digest()
+def _row_seed(seed: int, row: int) -> int:
+    """Each row has random numbers of its own, whichever other rows are asked with it."""
+    digest = hashlib.blake2b(f"{seed} {row}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING
 
 from chatglm3.bulk.jobs import Job
 from chatglm3.engine.prefix import common_prefix
-from chatglm3.errors import JobError, TokenizerError
+from chatglm3.errors import ChatGLMError, ContextLengthError, JobError, TokenizerError
 from chatglm3.tables import Kind, Row
 
 if TYPE_CHECKING:
     from chatglm3.chat import ChatGLM
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A finished prompt, and the seed of what is drawn for it."""
+
+    text: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class Task(ABC):
     """The new columns."""
     room: int
     """Tokens that must be free behind a prompt."""
+    advice: str
+    """What to do if there is no room for them."""
 
     def __init__(self, glm: ChatGLM, job: Job) -> None:
         if job.history and not glm.capabilities.chat:
@@ -47,8 +57,17 @@ class Task(ABC):
         """What the model sees of a finished prompt. Raises TokenizerError for text that is none."""
 
     @abstractmethod
-    def _results(self, texts: Sequence[str], seed: int) -> list[Result]:
-        """A result for each text; what is wrong with one text is in its result."""
+    def _results(self, prompts: Sequence[Prompt]) -> list[Result]:
+        """A result for each prompt; what is wrong with one of them is in its result."""
+
+    def require_room(self) -> None:
+        """Raise `JobError` if no row can fit, because all that is not a value is too long already."""
+        size, most = len(self.prompt_ids(self._template.frame)), self._glm.engine.max_context
+        if size + self.room > most:
+            raise JobError(
+                f"no row can fit: without a value the prompt has {size} tokens and {self.room} must be free behind it, "
+                f"more than the context of {most}; {self.advice}"
+            )
 
     def text(self, values: Sequence[str]) -> str:
         """The finished prompt of a row's values, cut to the context if the job says so."""
@@ -56,10 +75,10 @@ class Task(ABC):
             return self._template.fill_within(values, self._fits)
         return self._template.fill(values)
 
-    def compute(self, texts: Sequence[str], seed: int) -> list[Result]:
+    def compute(self, prompts: Sequence[Prompt]) -> list[Result]:
         """The results of a window. They depend on nothing but it, so that a job that goes on makes the same ones."""
         self._glm.engine.forget()
-        return self._results(texts, seed)
+        return self._results(prompts)
 
     @contextmanager
     def shared(self, texts: Sequence[str]) -> Iterator[None]:
@@ -86,6 +105,8 @@ class Task(ABC):
     def _fits(self, text: str) -> bool:
         return len(self.ids(text)) + self.room <= self._glm.engine.max_context
 
-    def failed(self, error: str) -> Result:
+    def failed(self, error: ChatGLMError) -> Result:
         """The result of a prompt, or the new columns of a row, that has none."""
-        return Result(dict.fromkeys(self.kinds) | {"error": error})
+        hint = isinstance(error, ContextLengthError) and not self._truncate
+        reason = f"{error}, or cut such rows with --truncate" if hint else str(error)
+        return Result(dict.fromkeys(self.kinds) | {"error": reason})

@@ -50,16 +50,27 @@ class Template:
         """Raise `JobError` if a column is not there."""
         for name in self.columns:
             if name not in columns:
-                raise JobError(f"the prompt names the column {name!r}; the columns are {', '.join(columns)}")
+                raise JobError(f"the prompt names the column {name!r}; the columns are {', '.join(map(repr, columns))}")
 
     def values(self, row: Row | BadRow) -> tuple[str, ...]:
-        """What the row has for each place, as text; raises `DataError` if it is no good row or has no value for one."""
+        """What the row has for each place, as text.
+
+        Raises `DataError` if it is no good row, has no value for one of them, or nothing but blank space for all.
+        """
         if isinstance(row, BadRow):
             raise DataError(row.error)
         for name in self.columns:
             if row.get(name) is None:
                 raise DataError(f"the row has no value for the column {name!r}")
-        return tuple(as_text(row[name]) for name in self.columns)
+        values = tuple(as_text(row[name]) for name in self.columns)
+        if not any(map(str.strip, values)):
+            raise DataError("the text is empty")
+        return values
+
+    @property
+    def frame(self) -> str:
+        """What is the same in every prompt."""
+        return "".join(self.texts)
 
     def fill(self, values: Sequence[str]) -> str:
         """The finished prompt."""
@@ -68,7 +79,7 @@ class Template:
     def fill_within(self, values: Sequence[str], fits: Callable[[str], bool]) -> str:
         """The finished prompt, with every value cut to the same number of characters, the largest with which it fits.
 
-        If it fits with none, that is the prompt without any value.
+        If nothing would be left of them, the prompt stays as it is, too long: nobody is asked about nothing.
         """
         low, high = 0, max(map(len, values))
         if fits(self.fill(values)):
@@ -79,4 +90,5 @@ class Template:
                 low = middle
             else:
                 high = middle - 1
-        return self.fill([value[:low] for value in values])
+        cut = [value[:low] for value in values]
+        return self.fill(cut if any(map(str.strip, cut)) else values)

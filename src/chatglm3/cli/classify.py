@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chatglm3.cli.job import carry_out
+from chatglm3.cli.job import carry_out, model_source
 from chatglm3.cli.job_file import is_job_file, run_job_file
 from chatglm3.cli.job_options import (
     Column,
@@ -63,7 +63,7 @@ def command(
     Nothing is generated, so the answer is always one of the labels. Stopped, killed or failed, the job goes on when
     the same command is run again.
     """
-    if output is None and is_job_file(input):
+    if is_job_file(input):
         run_job_file(context, input)
         return
     output = require_asked(output, prompt, column, system)
@@ -93,4 +93,4 @@ def command(
         output_prefix=output_prefix,
     )
     loading = Loading(device=device, dtype=dtype, quantize=quantize, adapter=adapter, max_context=max_context)
-    carry_out(job, lambda: loading.load(model), dry_run=dry_run, as_json=as_json)
+    carry_out(job, model_source(model, loading), dry_run=dry_run, as_json=as_json)

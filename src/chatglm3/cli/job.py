@@ -9,27 +9,41 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from chatglm3.cli.options import Loading
 from chatglm3.cli.output import print_json
+from chatglm3.errors import JobError
 
 if TYPE_CHECKING:
-    from chatglm3.bulk import Job, Preview, Progress, Summary
-    from chatglm3.bulk.runner import Load
+    from chatglm3.bulk import Job, Preview, Progress, Source, Summary
 
 
-def carry_out(job: Job, load: Load, *, dry_run: bool, as_json: bool) -> None:
-    """Do the job, or show what it would do."""
+def model_source(model: str, loading: Loading) -> Source:
+    """The model of a job, called what the command line calls it."""
+    from chatglm3.bulk import Source
+
+    bits = None if loading.quantize is None else f"{loading.quantize} bits"
+    adapter = None if loading.adapter is None else f"adapter {loading.adapter}"
+    return Source(", ".join(filter(None, (model, bits, adapter))), lambda: loading.load(model))
+
+
+def carry_out(job: Job, source: Source, *, dry_run: bool, as_json: bool) -> None:
+    """Do the job, or show what it would do; `JobError` at the end of one in which every row failed."""
     from chatglm3.bulk import preview, run_job
+    from chatglm3.bulk.journal import journal_folder
 
     if dry_run:
-        _show_preview(preview(job, load), as_json)
+        _show_preview(preview(job, source), as_json)
         return
     with _bar() if not as_json else _json_lines() as tell:
         try:
-            summary = run_job(job, load, tell)
+            summary = run_job(job, source, tell)
         except KeyboardInterrupt:
-            typer.echo("stopped; what is done is kept, and the same command goes on with it", err=True)
+            kept = "what is done is kept, and the same command goes on with it"
+            typer.echo(f"stopped; {kept if journal_folder(job.output).exists() else 'nothing was done yet'}", err=True)
             raise
     _show_summary(summary, as_json)
+    if summary.errors == summary.rows:
+        raise JobError(f"no row of {summary.output} has a result; its column {job.output_prefix}error says why")
 
 
 @contextmanager
@@ -94,7 +108,7 @@ def _show_preview(found: Preview, as_json: bool) -> None:
     for text in found.shown:
         typer.echo(f"{text}\n")
     typer.echo(
-        f"{found.rows:,} rows, {found.prompts:,} different prompts, {found.bad_rows:,} rows without one; "
+        f"{found.rows:,} rows, {found.prompts:,} prompts to compute, {found.bad_rows:,} rows without one; "
         f"about {_time(found.seconds)}"
     )
 

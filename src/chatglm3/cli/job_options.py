@@ -31,7 +31,7 @@ JsonLines: TypeAlias = Annotated[bool, typer.Option("--json", help="Progress and
 def require_asked(output: Path | None, prompt: str | None, column: str | None, system: str | None) -> Path:
     """The output; an error where it is missing, or what the rows are asked, or where that is no text."""
     if output is None:
-        raise typer.BadParameter("give an OUTPUT, or a job file (.yaml) alone")
+        raise typer.BadParameter("give an OUTPUT, on the command line or in the job file")
     if (prompt is None) == (column is None):
         raise typer.BadParameter("give either --prompt or --column")
     for text, what in ((prompt, "prompt"), (column, "column"), (system, "system message")):

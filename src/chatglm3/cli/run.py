@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from chatglm3.cli.job import carry_out
+from chatglm3.cli.job import carry_out, model_source
 from chatglm3.cli.job_file import is_job_file, run_job_file
 from chatglm3.cli.job_options import (
     Column,
@@ -70,10 +70,12 @@ def command(
     A Base model continues the prompt. A bad row has its error in its row. Stopped, killed or failed, the job goes on
     when the same command is run again.
     """
-    if output is None and is_job_file(input):
+    if is_job_file(input):
         run_job_file(context, input)
         return
     output = require_asked(output, prompt, column, system)
+    if truncate and sampling.get("max_new_tokens") is None and not choices:
+        raise typer.BadParameter("give --max-new-tokens with --truncate: it is the room that is left for the answer")
 
     from chatglm3.bulk import RunJob
     from chatglm3.cli.history_file import read_json
@@ -96,4 +98,4 @@ def command(
         output_prefix=output_prefix,
         sampling=SamplingParams.of({**sampling, "seed": None}),
     )
-    carry_out(job, lambda: loading.load(model), dry_run=dry_run, as_json=as_json)
+    carry_out(job, model_source(model, loading), dry_run=dry_run, as_json=as_json)
