@@ -53,7 +53,7 @@ class Task:
     examples: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        _check_labels(self.labels)
+        check_labels(self.labels)
         if TEXT not in self.template:
             raise MessageError(f"the prompt must have {TEXT} where the text goes, not {self.template!r}")
         if self.history and not self.chat:
@@ -66,22 +66,27 @@ class Task:
 
     def prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
         """The ids after which a label follows."""
-        return self._chat_prompt(tokenizer, text) if self.chat else self._base_prompt(tokenizer, text)
+        if not self.chat:
+            return completion_prompt(tokenizer, self.plain_text(text))
+        messages = (*self.conversation(), Message("user", self.fill(text)))
+        return [*chat_prompt(tokenizer, messages), *tokenizer.encode("\n")]
 
-    def _chat_prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+    def conversation(self) -> History:
+        """What a Chat model sees before a text: the instruction, the history, and the examples as turns."""
         messages = [Message.system(self.system)] if self.system is not None else []
         messages += self.history
         for shown, label in self.examples:
-            messages += [Message("user", self._fill(shown)), Message("assistant", label)]
-        messages.append(Message("user", self._fill(text)))
-        return [*chat_prompt(tokenizer, messages), *tokenizer.encode("\n")]
+            messages += [Message("user", self.fill(shown)), Message("assistant", label)]
+        return tuple(messages)
 
-    def _base_prompt(self, tokenizer: Tokenizer, text: str) -> list[int]:
+    def plain_text(self, text: str) -> str:
+        """What a Base model continues: the instruction, the examples with their labels, and the text."""
         parts = [self.system] if self.system is not None else []
-        parts += [self._fill(shown) + label for shown, label in self.examples]
-        return completion_prompt(tokenizer, "\n\n".join([*parts, self._fill(text)]))
+        parts += [self.fill(shown) + label for shown, label in self.examples]
+        return "\n\n".join([*parts, self.fill(text)])
 
-    def _fill(self, text: str) -> str:
+    def fill(self, text: str) -> str:
+        """The text in its template."""
         return self.template.replace(TEXT, text)
 
     def room(self, tokenizer: Tokenizer) -> int:
@@ -116,7 +121,7 @@ class Classifier:
             self._prior = [math.log(max(sum(column) / len(free), 1e-12)) for column in zip(*free, strict=True)]
 
     def __call__(self, texts: Sequence[str]) -> list[Classification]:
-        """The labels of `texts`, in their order."""
+        """The labels of `texts`, in their order. Raises MessageError for a text that is empty."""
         rankings = self._engine.rank([self._prompt(text) for text in texts], self._tree, self._adapter)
         return [self._classification(ranking) for ranking in rankings]
 
@@ -129,7 +134,7 @@ class Classifier:
         return [r if isinstance(r, ChatGLMError) else self._classification(r) for r in found]
 
     def _prompt(self, text: str) -> list[int]:
-        return [*self._task.prompt(self._tokenizer, text), *self._shared]
+        return [*self._task.prompt(self._tokenizer, require_text(text)), *self._shared]
 
     def _classification(self, ranking: Ranking) -> Classification:
         """Softmax of every label's log-probability per token, over the prejudice."""
@@ -144,7 +149,15 @@ class Classifier:
         return Classification(label, found, best - second, ranking.prompt_tokens, ranking.cached_tokens)
 
 
-def _check_labels(labels: Iterable[object]) -> None:
+def require_text(text: str) -> str:
+    """`text`; MessageError if there is nothing but space in it, for which a label would be made up."""
+    if not text.strip():
+        raise MessageError("the text is empty")
+    return text
+
+
+def check_labels(labels: Iterable[object]) -> None:
+    """Raise MessageError for labels that no text can be given: fewer than two, an empty one, one twice."""
     given = list(labels)
     if not all(isinstance(label, str) and label.strip() for label in given):
         raise MessageError(f"labels must be non-empty strings, not {given!r}")

@@ -109,6 +109,7 @@ def test_calibration_divides_by_what_is_said_of_nothing(glm: ChatGLM) -> None:
         (lambda g: g.classify("a", ["b", " "]), "labels must be non-empty strings"),
         (lambda g: g.classify("a", ["b", 3]), "each of labels must be a string, not int"),
         (lambda g: g.classify(5, ["b", "c"]), "text must be a list of strings, not int"),
+        (lambda g: g.classify(" \n", ["b", "c"], prompt="判断：{text}"), "^the text is empty$"),
         (lambda g: g.classify("a", ["b", "c"], prompt="判断"), r"the prompt must have \{text\}"),
         (lambda g: g.classify("a", ["b", "c"], examples=[("x", "d")]), "an example is a text and one of the labels"),
         (lambda g: g.classify("a", ["b", "c"], system="x", history=[SYSTEM]), "not both"),
@@ -131,12 +132,14 @@ def test_errors_in_place_of_what_failed(tiny_tokenizer: Tokenizer) -> None:
     long = "今天天气很好。" * 30
     with pytest.raises(ContextLengthError):
         glm.classify(["今天", long], LABELS)
-    labels = glm.classify(["今天", long, "\ud83d", "北京"], LABELS, return_errors=True)
+    labels = glm.classify(["今天", long, "\ud83d", "北京", ""], LABELS, return_errors=True)
+    assert str(labels[-1]) == "the text is empty"
     assert [type(one).__name__ for one in labels] == [
         "Classification",
         "ContextLengthError",
         "TokenizerError",
         "Classification",
+        "MessageError",
     ]
     with pytest.raises(ContextLengthError, match=r"what is scored behind it takes \d+, .*; shorten the text"):
         glm.classify(long, LABELS)

@@ -71,9 +71,9 @@ def test_examples_calibration_and_a_job_file(cli: Cli, tmp_path: Path) -> None:
     ("words", "status", "message"),
     [
         ((), 2, "give --labels"),
-        (("--labels", "正面"), 1, "at least two labels"),
-        (("--labels", "正面,正面"), 1, "正面 is given twice"),
-        (("--labels", "正面,"), 1, "non-empty"),
+        (("--labels", "正面"), 2, "at least two labels"),
+        (("--labels", "正面,正面"), 2, "正面 is given twice"),
+        (("--labels", "正面,"), 2, "non-empty"),
         (("--labels", "a,b", "--output-prefix", ""), 1, "another 'label'; choose --output-prefix, for example model_"),
         (("--labels", "a,b", "--examples", "nothing.csv"), 1, "nothing.csv: No such file"),
         (("--labels", "a,b", "--examples", str(EXAMPLES)), 1, "one of the labels"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from adapter_folders import lora_folder
+from chatglm3.model.config import ModelConfig
 from cli.runner import HELLO, HELLO_ANSWER, Result, run_process
 from cli.terminal import Terminal
 
@@ -63,5 +66,18 @@ def test_refusals_are_one_line(cli: Cli, model_dir: Path, tmp_path: Path) -> Non
     for source, words in ((model_dir, "not an empty folder"), (tmp_path / "nothing", "no such folder")):
         result = cli("quantize", source, tmp_path / "out")
         assert result.status == 1 and words in result.err and result.err.count("\n") == 1
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(model_dir / name, bare)
+    for tokenizer, words in (("", "tokenizer.model cannot be read"), ("nonsense", "tokenizer.model is not usable")):
+        if tokenizer:
+            (bare / "tokenizer.model").write_text(tokenizer)
+        result = cli("quantize", bare, tmp_path / "mute")
+        assert result.status == 1 and words in result.err and result.err.count("\n") == 1
+    shutil.rmtree(bare)
+    adapter = lora_folder(tmp_path / "adapter", ModelConfig.from_pretrained(model_dir))
+    assert "an adapter, not a model" in cli("quantize", adapter, tmp_path / "mute").err
+    shutil.rmtree(adapter)
     assert "quantised to 4 bits already" in cli("quantize", tmp_path / "out", tmp_path / "again").err
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
 import chatglm3
-from chatglm3.errors import ChatGLMError, DataError, MessageError
+from chatglm3.errors import AdapterError, ChatGLMError, DataError, MessageError
 from chatglm3.evaluate import Question, Report, Sample, compare
 from chatglm3.evaluate.data import draw_examples
-from chatglm3.evaluate.question import conversation, fill, plain_text
 from chatglm3.prompt import chat_prompt, completion_prompt
 from evaluate.reviews import LABELS, QUESTION, SYSTEM
 
@@ -24,10 +24,10 @@ def test_free_answers_are_asked_with_the_prompts_of_label_scoring(
     task = QUESTION.task(chat=bundled.capabilities.chat, examples=examples)
     ids, tokenizer = task.prompt(bundled.tokenizer, "很好看。"), bundled.tokenizer
     if task.chat:
-        messages = (*conversation(task), chatglm3.Message("user", fill(task, "很好看。")))
+        messages = (*task.conversation(), chatglm3.Message("user", task.fill("很好看。")))
         assert ids == [*chat_prompt(tokenizer, messages), *tokenizer.encode("\n")]
     else:
-        assert ids == completion_prompt(tokenizer, plain_text(task, "很好看。"))
+        assert ids == completion_prompt(tokenizer, task.plain_text("很好看。"))
 
 
 def test_each_kind_has_its_own_wording() -> None:
@@ -69,7 +69,7 @@ def test_label_scoring_is_what_classify_says(report: Report, sample: Sample) -> 
     assert list(report.truth) == truth and list(report.row_numbers) == [row.row for row in sample.test]
     with chatglm3.load("nano") as glm:
         zero = glm.classify(texts, LABELS, system=SYSTEM)
-        shots = draw_examples(sample.train, LABELS, 2, 1)
+        shots = draw_examples(sample, LABELS, 2, 1)
         few = glm.classify(texts, LABELS, system=SYSTEM, examples=shots)
     found = report.models[0].conditions
     assert [LABELS[i] for i in found[0].predicted[0]] == [result.label for result in zero]
@@ -134,12 +134,65 @@ def test_a_row_that_does_not_fit_is_wrong_and_told(sample: Sample) -> None:
     assert asdict(report)["models"][0]["conditions"][0]["failed"] == 1
 
 
+def test_a_row_without_text_is_wrong_in_every_way_and_told(sample: Sample) -> None:
+    rows = (replace(sample.test[0], text=""), *sample.test[1:4])
+    report = compare(replace(sample, test=rows), QUESTION, chat="nano", base="nano-base", examples=0)
+    for model in report.models:
+        for condition in model.conditions:
+            assert (condition.failed, condition.first_error) == (1, "the text is empty")
+            assert [found[0] for found in condition.predicted] == [-1] and condition.invalid == 0.25
+        assert rows[1].text in model.prompts[0].text
+    with pytest.raises(MessageError, match="the text is empty"):
+        compare(replace(sample, test=rows[:1]), QUESTION, chat="nano", examples=0)
+
+
+def test_an_adapter_is_measured_on_its_model(sample: Sample, lora: Path, prefix: Path) -> None:
+    question = replace(QUESTION, system="")
+    report = compare(
+        sample, question, chat="nano", chat_adapter=lora, base="nano-base", base_adapter=prefix, examples=0
+    )
+    texts = [row.text for row in sample.test]
+    for model, adapter in zip(report.models, (lora, prefix), strict=True):
+        assert (model.adapter, model.title) == (str(adapter), f"{model.kind} with adapter")
+        chat = model.kind == "Chat"
+        with chatglm3.load(model.name, adapter=adapter) as glm:
+            prompt = None if chat else question.base_prompt
+            wanted = [LABELS.index(found.label) for found in glm.classify(texts, LABELS, prompt=prompt)]
+            assert glm.engine.fingerprint() in model.about
+        assert model.conditions[0].predicted == (tuple(wanted),)
+        with chatglm3.load(model.name) as glm:
+            bare = [LABELS.index(found.label) for found in glm.classify(texts, LABELS, prompt=prompt)]
+            assert glm.engine.fingerprint() not in model.about
+        assert bare != wanted  # or this would show nothing
+
+
+def test_a_model_alone_with_an_adapter_is_measured_without_it_too(report: Report, sample: Sample, lora: Path) -> None:
+    found = compare(sample, QUESTION, chat="nano", chat_adapter=lora, examples=2, seeds=2)
+    assert [(model.kind, model.name, model.adapter) for model in found.models] == [
+        ("Chat", "nano", str(lora)),
+        ("Chat", "nano", None),
+    ]
+    tuned, bare = (model.conditions for model in found.models)
+    assert [c.predicted for c in bare] == [c.predicted for c in report.models[0].conditions]
+    assert [c.predicted for c in tuned] != [c.predicted for c in bare]
+    assert found.models[1].about == report.models[0].about != found.models[0].about
+    for difference, first, second in zip(found.differences, tuned, bare, strict=True):
+        assert difference.value == pytest.approx(first.accuracy.mean - second.accuracy.mean)
+
+
+def test_an_adapter_that_is_none_is_refused(sample: Sample, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no adapter"):
+        compare(sample, QUESTION, chat="nano", chat_adapter=tmp_path, examples=0)
+    with pytest.raises(MessageError, match="adapter for a Base model, and none is named"):
+        compare(sample, QUESTION, chat="nano", base_adapter=tmp_path, examples=0)
+
+
 def test_what_cannot_be_measured_is_refused(sample: Sample) -> None:
     with pytest.raises(MessageError, match="no model"):
         compare(sample, QUESTION)
     with pytest.raises(MessageError, match="nano-base is a Base model"):
         compare(sample, QUESTION, chat="nano-base")
-    with pytest.raises(DataError, match="too few for 50 examples"):
+    with pytest.raises(DataError, match=r"too few rows for 50 examples.*\(here: 12\); ask for fewer \(--examples 12\)"):
         compare(sample, QUESTION, chat="nano", examples=50)
     with pytest.raises(ChatGLMError, match="context"):
         compare(sample, QUESTION, chat="nano", load=lambda name: chatglm3.load(name, max_context=16))

@@ -20,6 +20,7 @@ from chatglm3.evaluate.paired import (
 )
 
 CLEAR = Difference(2000, 0.032, Interval(0.011, 0.053), 160, 96, 0.0004, 0.0156)
+NAMES = ("Chat", "Base")
 
 
 def test_the_interval_is_that_of_drawing_rows_again() -> None:
@@ -57,7 +58,7 @@ def test_seeds_of_a_row_are_averaged() -> None:
     chat = np.array([[True, True, False, True], [True, False, False, True]])
     base = np.array([[True, False, True, True], [False, False, True, True]])
     found = paired_difference(chat, base)
-    assert (found.rows, found.chat_only, found.base_only) == (4, 2, 1)
+    assert (found.rows, found.first_only, found.second_only) == (4, 2, 1)
     assert found.value == pytest.approx((0.5 + 0.5 - 1 + 0) / 4)
 
 
@@ -80,22 +81,24 @@ def test_a_difference_as_large_as_the_smallest_detectable_is_found_in_four_of_fi
 
 
 def test_the_sentence_says_what_the_rows_show() -> None:
-    assert sentence(CLEAR) == (
+    assert sentence(CLEAR, *NAMES) == (
         "On these 2,000 rows Chat is 3.2 points more accurate than Base (95 % interval of the difference +1.1 to +5.3, "
         "McNemar p < 0.001): they show that Chat is better here. With 2,000 rows, a difference under 1.6 points would "
         "probably not be seen."
     )
-    other = sentence(replace(CLEAR, value=-0.012, interval=Interval(-0.023, -0.001)))
+    other = sentence(replace(CLEAR, value=-0.012, interval=Interval(-0.023, -0.001)), *NAMES)
     assert "1.2 points less accurate" in other and "−2.3 to −0.1" in other and "Base is better here" in other
     assert "one under 1.6 points is found less than four times in five, so it may look larger than it is" in other
 
 
 def test_the_sentence_says_what_the_rows_do_not_show() -> None:
     unclear = replace(CLEAR, rows=60, interval=Interval(-0.05, 0.07), p_value=0.7, detectable=0.09)
-    assert "do not show which of the two is better. With 60 rows, a difference under 9.0 points" in sentence(unclear)
-    assert "interval and test disagree" in sentence(replace(CLEAR, p_value=0.06))
-    assert "5 rows are too few to show any difference" in sentence(replace(unclear, rows=5, detectable=1.2))
-    assert "Chat is as accurate as Base" in sentence(replace(unclear, value=0.0))
+    assert "do not show which of the two is better. With 60 rows, a difference under 9.0 points" in sentence(
+        unclear, *NAMES
+    )
+    assert "interval and test disagree" in sentence(replace(CLEAR, p_value=0.06), *NAMES)
+    assert "5 rows are too few to show any difference" in sentence(replace(unclear, rows=5, detectable=1.2), *NAMES)
+    assert "Chat is as accurate as Base" in sentence(replace(unclear, value=0.0), *NAMES)
 
 
 def test_p_values_have_the_digits_that_mean_something() -> None:

@@ -14,7 +14,7 @@ from chatglm3.evaluate import Question, Report, html_report, json_report, markdo
 from chatglm3.evaluate.markup import Html, element, join
 from chatglm3.evaluate.measuring import FinishedPrompt
 from chatglm3.evaluate.svg import confusion
-from chatglm3.evaluate.text import COLUMNS, differences, findings, table
+from chatglm3.evaluate.text import COLUMNS, difference_columns, differences, findings, remarks, table
 
 NASTY = '</pre><script>alert("1 & 2")</script>|`a`|\n# <b>'
 VOID = {"meta"}
@@ -128,6 +128,27 @@ def test_a_report_of_one_model_compares_nothing(report: Report) -> None:
     alone = replace(report, models=report.models[:1], differences=())
     assert markdown_report(alone).startswith("# Chat on 10 rows\n")
     assert findings(alone) == [] and 'class="findings"' not in html_report(alone)
+
+
+def test_a_label_without_rows_is_said_in_every_form(report: Report) -> None:
+    line = "No measured row is labelled 正面, 中性: nothing is said about that, and macro-F1 counts it as 0."
+    unseen = replace(report, label_counts={"正面": 0, "负面": 10, "中性": 0})
+    assert remarks(report) == [] and remarks(unseen) == [line]
+    assert line in markdown_report(unseen) and line in Page(html_report(unseen)).text
+    assert json.loads(json_report(unseen))["remarks"] == [line]
+
+
+def test_before_and_after_are_told_apart(report: Report) -> None:
+    chat = report.models[0]
+    both = replace(report, models=(replace(chat, adapter="out/adapter"), chat))
+    assert difference_columns(both)[0] == "Chat with adapter − Chat"
+    assert findings(both)[0].partition("rows ")[2].startswith("Chat with adapter is ")
+    text = markdown_report(both)
+    assert text.startswith("# Chat with adapter against Chat on 10 rows\n")
+    assert "| Chat nano + adapter |" in text and "| Chat nano |" in text
+    assert "| Chat model | nano with the adapter out/adapter: " in text and "| Chat model | nano: " in text
+    assert text.count("### Chat, zero-shot\n") == 1  # they were asked the same
+    assert "only Chat with adapter right" in Page(html_report(both)).text
 
 
 def test_markup_escapes_whatever_is_not_markup() -> None:

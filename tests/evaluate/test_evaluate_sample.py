@@ -61,6 +61,25 @@ def test_texts_that_are_measured_are_not_drawn_from(tmp_path: Path) -> None:
     assert {row.text for row in sample.train} == {"负面第0条", "负面第1条"}
 
 
+def test_too_few_rows_to_draw_from_say_why_and_what_to_do(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", rows(5))
+    with pytest.raises(DataError) as caught:
+        draw_examples(read_sample(path, LABELS), LABELS, 4, 0)
+    message = str(caught.value)
+    assert message.startswith("too few rows for 4 examples") and "(here: 1)" in message and "\n" not in message
+    assert all(option in message for option in ("--examples 1)", "--train-fraction", "--train)"))
+    with pytest.raises(DataError, match=r"here: 0, and 5 more that repeat a measured text"):
+        draw_examples(read_sample(path, LABELS, train=path), LABELS, 4, 0)
+
+
+def test_a_row_without_text_is_measured_but_never_an_example(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", [*rows(2), {"review": " ", "label": "正面"}])
+    train = write(tmp_path / "train.jsonl", [{"review": "", "label": "负面"}, *rows(1, "负面")])
+    sample = read_sample(path, LABELS, train=train)
+    assert [row.text for row in sample.test] == ["正面第0条", "正面第1条", ""]
+    assert [row.text for row in sample.train] == ["负面第0条"] and sample.repeats == 0
+
+
 def test_values_in_the_file_may_have_other_names(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text("label,text\n1,很好吃\n0,太慢了\n", encoding="gb18030")
@@ -70,17 +89,18 @@ def test_values_in_the_file_may_have_other_names(tmp_path: Path) -> None:
 
 def test_examples_are_balanced_repeatable_and_in_no_order() -> None:
     train = [LabelledText(f"t{i}", LABELS[i % 10 == 0], i) for i in range(200)]
-    drawn = [draw_examples(train, LABELS, 8, seed) for seed in range(20)]
-    assert drawn[3] == draw_examples(train, LABELS, 8, 3)
+    sample = Sample((), tuple(train))
+    drawn = [draw_examples(sample, LABELS, 8, seed) for seed in range(20)]
+    assert drawn[3] == draw_examples(sample, LABELS, 8, 3)
     assert len(set(drawn)) == 20
     assert all(Counter(label for _, label in examples) == {"正面": 4, "负面": 4} for examples in drawn)
     assert len({tuple(label for _, label in examples) for examples in drawn}) > 5
-    assert {examples[0][1] for examples in (draw_examples(train, LABELS, 1, s) for s in range(20))} == set(LABELS)
+    assert {examples[0][1] for examples in (draw_examples(sample, LABELS, 1, s) for s in range(20))} == set(LABELS)
 
 
 def test_a_label_with_few_rows_is_filled_up_from_the_others() -> None:
-    train = [LabelledText("负", "负面"), *(LabelledText(f"正{i}", "正面") for i in range(9))]
-    assert Counter(label for _, label in draw_examples(train, LABELS, 6, 0)) == {"正面": 5, "负面": 1}
+    train = (LabelledText("负", "负面"), *(LabelledText(f"正{i}", "正面") for i in range(9)))
+    assert Counter(label for _, label in draw_examples(Sample((), train), LABELS, 6, 0)) == {"正面": 5, "负面": 1}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +108,6 @@ def test_a_label_with_few_rows_is_filled_up_from_the_others() -> None:
     [
         ([{"review": "好", "label": ""}], ("row 2", "no label", "1 of 2 rows")),
         ([{"review": "好"}, {"review": "坏", "label": None}], ("row 2", "no label", "2 of 3 rows")),
-        ([{"review": " ", "label": "正面"}], ("row 2", "no text")),
         ([{"review": "\ud83d", "label": "正面"}], ("row 2", "surrogate")),
         (
             [{"review": "好", "label": "中性"}, {"review": "好", "label": 1}],
@@ -115,8 +134,6 @@ def test_files_that_cannot_be_measured_are_one_line(tmp_path: Path) -> None:
         read_sample(write(tmp_path / "empty.jsonl", []), LABELS)
     with pytest.raises(DataError, match="5 rows leave none to measure"):
         read_sample(path, LABELS, train_fraction=0.99)
-    with pytest.raises(DataError, match="1 train rows are too few for 4 examples"):
-        draw_examples(read_sample(path, LABELS).train, LABELS, 4, 0)
 
 
 def test_a_real_table_is_read() -> None:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from chatglm3.errors import CheckpointError
@@ -77,6 +78,50 @@ def test_values_begin_at_multiples_of_64_bytes(saved: Path, tmp_path: Path) -> N
     assert (8 + length) % 64 == 0
     large = [info["data_offsets"][0] for name, info in header.items() if info["dtype"] == "U8"]
     assert len(large) == 4 * CONFIG.num_layers + 2 and not any(start % 64 for start in large)
+
+
+@pytest.mark.parametrize("quantization", [FOUR, Quantization(8, 128, 16, 4)], ids=str)
+def test_one_changed_bit_is_noticed_in_every_tensor(
+    quantization: Quantization, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("chatglm3.model.shards._CHUNK_BYTES", 1000)
+        quantize_checkpoint(saved, tmp_path / "out", quantization)
+        load_model(tmp_path / "out", device="cpu")
+    load_model(tmp_path / "out", device="cpu")  # the sum is the same whatever the pieces
+    file = tmp_path / "out/model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert header.pop("__metadata__")
+    kinds = {name.rpartition(".")[2] for name in header}
+    assert kinds == {"weight", "weight_scale", "row_scale", "bias", "inv_freq"}
+    for name, info in header.items():
+        start, end = info["data_offsets"]
+        for place in (start, end - 2):
+            changed = bytearray(data)
+            changed[8 + length + place] ^= 1
+            file.write_bytes(changed)
+            with pytest.raises(CheckpointError, match=rf"{name} has been changed since it was written; make or"):
+                load_model(tmp_path / "out", device="cpu")
+
+
+def test_copies_with_sums_of_integers_alone_load(saved: Path, tmp_path: Path) -> None:
+    quantize_checkpoint(saved, tmp_path, FOUR)
+    file = tmp_path / "model.safetensors"
+    with safe_open(file, "pt") as reader:
+        sums: dict[str, str] = json.loads(reader.metadata()["chatglm3.sums"])
+    tensors = load_file(file)
+    integers = {name: total for name, total in sums.items() if not tensors[name].is_floating_point()}
+    assert 0 < len(integers) < len(sums) == len(tensors)
+    save_file(tensors, file, {"chatglm3.sums": json.dumps(integers)})
+    load_model(tmp_path, device="cpu")
+    save_file(tensors, file, {"chatglm3.sums": json.dumps(integers | {min(integers): "0" * 16})})
+    with pytest.raises(CheckpointError, match=rf"{min(integers)} has been changed"):
+        load_model(tmp_path, device="cpu")
+    save_file(tensors, file, {"chatglm3.sums": "[]"})
+    with pytest.raises(CheckpointError, match=r"corrupt \(chatglm3\.sums is not an object\)"):
+        load_model(tmp_path, device="cpu")
 
 
 def test_errors_and_progress_are_told(saved: Path, tmp_path: Path) -> None:

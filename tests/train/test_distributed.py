@@ -28,11 +28,16 @@ def launch(folder: Path, config: TrainConfig, *words: str) -> str:
     how = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--num_cpu_threads_per_process", "1"]
     how += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = [*launcher, *how, "--module", "chatglm3", "train", str(file), *words]
-    environment = {**os.environ, "HF_HOME": str(folder / "home")}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, env=environment)
+    said = run(command, {"HF_HOME": str(folder / "home")})
+    assert "arning" not in said
+    return said
+
+
+def run(command: list[str], settings: dict[str, str]) -> str:
+    """Run a launcher to the end; what the processes say on standard error."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, env={**os.environ, **settings})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done after 5 steps") == 1
-    assert "arning" not in done.stderr
     return done.stderr
 
 
@@ -54,3 +59,36 @@ def test_two_processes_give_the_losses_of_one_and_go_on(tiny_tokenizer_dir: Path
     finished = (two / "adapter" / "adapter_model.safetensors").read_bytes()
     assert "going on from" in launch(tmp_path, config, "--resume", "3")
     assert (two / "adapter" / "adapter_model.safetensors").read_bytes() == finished
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_weights_spread_over_two_processes_train_as_whole_ones(
+    method: str, tiny_tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    """FSDP2: the losses of one process, checkpoints to go on from, and a folder that can be used."""
+    model = model_folder(tmp_path / "model", tiny_tokenizer_dir)
+    data = data_file(tmp_path / "train.jsonl", 17)
+    changes = {"data": {"train": str(data), "validation": str(data)}, "method": method, "learning_rate": 1e-4, **COMMON}
+    one = train(settings(model, data, tmp_path / "one", batch_size=8, **changes)).folder
+    two = tmp_path / "two"
+    write_config(settings(model, data, two, batch_size=4, **changes), tmp_path / "config.yaml")
+    sharding = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": "Block",
+        "OMP_NUM_THREADS": "1",
+    }
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, str(Path(__file__).with_name("sharded.py")), "train", str(tmp_path / "config.yaml")]
+    assert "5 steps of 8 rows" in run(command, sharding)
+    for name in ("loss", "validation_loss"):
+        assert metrics(two, name) == pytest.approx(metrics(one.parent, name), rel=2e-5)
+    file = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
+    whole, spread = load_file(one / file), load_file(two / one.name / file)
+    assert whole.keys() == spread.keys()
+    names = [name for name in whole if not name.endswith("bias")]  # keys' biases change nothing: they follow rounding
+    assert all(spread[name].allclose(whole[name], atol=2e-6) for name in names)
+    assert "going on from" in run([*command, "--resume", "3"], sharding)
+    again = load_file(two / one.name / file)
+    assert all(again[name].allclose(spread[name], atol=2e-6) for name in names)

@@ -70,6 +70,14 @@ def command(
     if not labels:
         raise typer.BadParameter("give --labels")
 
+    from chatglm3.classify import check_labels
+    from chatglm3.errors import MessageError
+
+    try:
+        check_labels(split_list(labels))
+    except MessageError as error:
+        raise typer.BadParameter(str(error)) from None
+
     from chatglm3.bulk import ClassifyJob
     from chatglm3.bulk.examples import read_examples
     from chatglm3.bulk.template import Template

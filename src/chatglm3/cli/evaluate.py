@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chatglm3.cli.options import Loading, check_bits
-from chatglm3.errors import MessageError
+from chatglm3.errors import JobError, MessageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -35,6 +34,10 @@ def _check_output(path: Path | None) -> Path | None:
     return path
 
 
+def _adapter(kind: str) -> Any:
+    return typer.Option(help=f"Folder of a LoRA or P-Tuning v2 adapter for the {kind} model.")
+
+
 def _output(what: str) -> Any:
     return typer.Option(dir_okay=False, writable=True, callback=_check_output, help=f"Write {what} to this file.")
 
@@ -45,6 +48,8 @@ def command(
     labels: Annotated[str, typer.Option(help="正面,负面; or 正面=1,负面=0 with the values in the file.")],
     chat: Annotated[str | None, typer.Option(help=f"The Chat model: {_NAMES}")] = None,
     base: Annotated[str | None, typer.Option(help="The Base model, named in the same way.")] = None,
+    chat_adapter: Annotated[Path | None, _adapter("Chat")] = None,
+    base_adapter: Annotated[Path | None, _adapter("Base")] = None,
     examples: Annotated[int, typer.Option(min=0, help="Examples in a prompt, besides none; 0: only none.")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="How often the examples are drawn.")] = 3,
     system: Annotated[str | None, typer.Option(help="The instruction.", show_default="names the labels")] = None,
@@ -68,6 +73,7 @@ def command(
     report: Annotated[Path | None, _output("a page for browsers")] = None,
     markdown: Annotated[Path | None, _output("Markdown")] = None,
     json: Annotated[Path | None, _output("everything, each row's answer included, as JSON")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace reports that are there.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     quantize: Annotated[int | None, typer.Option(callback=check_bits, help="Store the weights in 8 or 4 bits.")] = None,
@@ -75,19 +81,28 @@ def command(
 ) -> None:
     """Measure Chat, Base or both on labelled rows, each with the prompts it was trained for.
 
-    Without and with examples, by label scoring and by free generation; prints a table and what the rows show.
+    Without and with examples, by label scoring and by free generation; prints a table and what the rows show. One model
+    alone that has an adapter is measured with it and without it.
     """
     values = _parse_labels(labels)
     if chat is None and base is None:
         raise typer.BadParameter("give --chat, --base or both")
+    for name, folder, option in ((chat, chat_adapter, "--chat"), (base, base_adapter, "--base")):
+        if name is None and folder is not None:
+            raise typer.BadParameter(f"{option}-adapter needs a model that it is put on; give {option} too")
     if train is not None and train_fraction is not None:
         raise typer.BadParameter("give --train or --train-fraction, not both")
     outputs = [path for path in (report, markdown, json) if path is not None]
-    _refuse_overwriting(outputs, [data] if train is None else [data, train])
+    _refuse_naming_twice(outputs, [data] if train is None else [data, train])
     question = _question(tuple(values), text_column, system, prompt, base_system, base_prompt)
 
     from chatglm3 import evaluate
+    from chatglm3.model.adapters import find_adapter
 
+    if not overwrite:
+        _refuse_overwriting(outputs)
+    for folder in filter(None, (chat_adapter, base_adapter)):
+        find_adapter(folder)  # an error now, not after the first model
     rows = evaluate.read_sample(
         data,
         values,
@@ -101,15 +116,18 @@ def command(
     )
     loading = Loading(device=device, dtype=dtype, quantize=quantize, max_context=max_context)
     with _progress() as bar:
+        task = bar.add_task("", total=None)
         found = evaluate.compare(
             rows,
             question,
             chat=chat,
             base=base,
+            chat_adapter=chat_adapter,
+            base_adapter=base_adapter,
             examples=examples,
             seeds=seeds,
             load=loading.load,
-            progress=_teller(bar),
+            progress=lambda step, done, total: bar.update(task, description=step, completed=done, total=total),
         )
     _print(found)
     writers = (evaluate.html_report, evaluate.markdown_report, evaluate.json_report)
@@ -140,7 +158,13 @@ def _question(
         raise typer.BadParameter(str(error)) from None
 
 
-def _refuse_overwriting(outputs: list[Path], inputs: list[Path]) -> None:
+def _refuse_overwriting(outputs: list[Path]) -> None:
+    for path in outputs:
+        if path.exists():
+            raise JobError(f"{path} exists; give another name, or --overwrite")
+
+
+def _refuse_naming_twice(outputs: list[Path], inputs: list[Path]) -> None:
     places = [path.resolve() for path in (*outputs, *inputs)]
     for path in outputs:
         if places.count(path.resolve()) > 1:
@@ -157,26 +181,13 @@ def _progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _teller(bar: Progress) -> Callable[[str, int, int], None]:
-    """Moves the bar; without a terminal, a line when something else begins to be measured."""
-    task, steps = bar.add_task("", total=None), list[str]()
-
-    def tell(step: str, done: int, total: int) -> None:
-        bar.update(task, description=step, completed=done, total=total)
-        if bar.disable and step not in steps[-1:]:
-            typer.echo(f"{step} ({done:,} of {total:,} rows done)", err=True)
-        steps[:] = [step]
-
-    return tell
-
-
 def _print(report: Report) -> None:
     """The table, and a line for each finding."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from chatglm3.evaluate.text import COLUMNS, failures, findings, table, title
+    from chatglm3.evaluate.text import COLUMNS, findings, remarks, table, title
 
     grid = Table(*COLUMNS, box=None, pad_edge=False)
     for row in table(report):
@@ -185,5 +196,5 @@ def _print(report: Report) -> None:
     console = console if console.is_terminal else Console(width=160)
     typer.echo(title(report))
     console.print(grid)
-    for line in (*findings(report), *failures(report)):
+    for line in (*findings(report), *remarks(report)):
         typer.echo(line)

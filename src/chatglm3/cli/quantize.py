@@ -42,14 +42,18 @@ def command(
 ) -> None:
     """Write a quantised copy of a model, which loads in seconds.
 
-    Needs little memory. OUT appears when it is complete.
+    Needs little memory. OUT appears when it is complete; until then there is a hidden folder .OUT.incomplete beside it,
+    which the next attempt uses again if this one is killed.
     """
     from chatglm3.cli.memory import format_bytes
     from chatglm3.model.hub import resolve
     from chatglm3.model.quantization import Quantization
     from chatglm3.model.quantize_checkpoint import quantize_checkpoint
+    from chatglm3.tokenizer import Tokenizer
 
     folder = resolve(model)
+    if (folder / "config.json").is_file():  # if not, quantising says what is wrong
+        Tokenizer.from_pretrained(folder)  # without one the copy could not answer
     with byte_progress() as bar:
         task = bar.add_task("quantising", total=None)
         written = quantize_checkpoint(

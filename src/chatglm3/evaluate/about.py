@@ -25,11 +25,13 @@ def about_this_run() -> dict[str, str]:
     }
 
 
-def about_model(glm: ChatGLM) -> str:
-    """A model's size, dtype, device and the fingerprint of its weights."""
+def about_model(glm: ChatGLM, adapter: str | None = None) -> str:
+    """A model's size, dtype, device and the fingerprint of its weights, those of `adapter` among them."""
     dtype = str(glm.model.dtype).removeprefix("torch.")
     size = f"{glm.model.config.parameter_count:,} parameters"
-    return f"{size}, {dtype}, {glm.model.device}, weights {glm.engine.fingerprint()}"
+    fingerprint = glm.engine.fingerprint(glm.engine.adapters.find(adapter))
+    weights = "weights" if adapter is None else "weights with the adapter"
+    return f"{size}, {dtype}, {glm.model.device}, {weights} {fingerprint}"
 
 
 def _threads() -> str:

@@ -28,7 +28,7 @@ class LabelledText:
 
 @dataclass(frozen=True)
 class Sample:
-    """The rows to measure and the rows that examples are drawn from; no text is in both.
+    """The rows to measure and the rows that examples are drawn from, which are not empty; no text is in both.
 
     `repeats` counts the rows that were removed from `train` because their text is in `test`.
     """
@@ -40,9 +40,9 @@ class Sample:
     @classmethod
     def of(cls, test: Sequence[LabelledText], train: Sequence[LabelledText] = ()) -> Sample:
         """Remove from `train` what is in `test`; case, spaces and width of letters make no other text."""
-        measured = {_key(row.text) for row in test}
-        kept = {_key(row.text): row for row in train if _key(row.text) not in measured}
-        repeats = sum(_key(row.text) in measured for row in train)
+        shown, measured = [(_key(row.text), row) for row in train if row.text.strip()], {_key(row.text) for row in test}
+        kept = {key: row for key, row in shown if key not in measured}
+        repeats = sum(key in measured for key, _ in shown)
         return cls(tuple(test), tuple(kept.values()), repeats)
 
 
@@ -80,14 +80,21 @@ def read_sample(
     return Sample.of(test, shown)
 
 
-def draw_examples(
-    train: Sequence[LabelledText], labels: Sequence[str], count: int, seed: int
-) -> tuple[tuple[str, str], ...]:
-    """`count` texts with their labels in random order, from each label alike as far as there are rows."""
-    if len(train) < count:
-        raise DataError(f"{len(train)} train rows are too few for {count} examples; ask for fewer, or give more rows")
+def draw_examples(sample: Sample, labels: Sequence[str], count: int, seed: int) -> tuple[tuple[str, str], ...]:
+    """`count` texts with their labels in random order, from each label alike as far as there are rows.
+
+    Raises DataError if there are not so many rows.
+    """
+    there = len(sample.train)
+    if there < count:
+        repeats = f", and {sample.repeats} more that repeat a measured text" if sample.repeats else ""
+        raise DataError(
+            f"too few rows for {count} examples, which are drawn from rows that are not measured "
+            f"(here: {there}{repeats}); ask for fewer (--examples {there}), "
+            "set more aside (--train-fraction), or draw from a file (--train)"
+        )
     rng = Random(seed)
-    pools = [[row for row in train if row.label == label] for label in labels]
+    pools = [[row for row in sample.train if row.label == label] for label in labels]
     for pool in pools:
         rng.shuffle(pool)
     rng.shuffle(pools)
@@ -118,7 +125,6 @@ def _read(
             known = ", ".join(map(str, rows[0]))
             raise DataError(f"{path}: no column {column!r}; it has {known}: name the right one")
     texts, labels = ([as_text(row.get(column)).strip() for row in rows] for column in columns)
-    _refuse(path, [not text for text in texts], "no text", "remove them")
     _refuse(path, [_is_broken(text) for text in texts], "half a character (a lone surrogate)", "repair them")
     _refuse(path, [not label for label in labels], "no label", "label them, or remove them")
     _refuse_labels(path, labels, names)

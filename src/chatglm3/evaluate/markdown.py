@@ -10,12 +10,12 @@ from chatglm3.evaluate.report import Report
 from chatglm3.evaluate.run import way_name
 from chatglm3.evaluate.text import (
     COLUMNS,
-    DIFFERENCES,
     EXPLANATION,
+    difference_columns,
     differences,
     facts,
-    failures,
     findings,
+    remarks,
     table,
     title,
 )
@@ -23,13 +23,13 @@ from chatglm3.evaluate.text import (
 
 def markdown_report(report: Report) -> str:
     """The report as Markdown (with tables, as on GitHub)."""
-    parts = [f"# {title(report)}", *(f"- {escape(line)}" for line in (*findings(report), *failures(report)))]
+    parts = [f"# {title(report)}", *(f"- {escape(line)}" for line in (*findings(report), *remarks(report)))]
     if report.differences:
-        parts += ["## Difference", _grid(DIFFERENCES, differences(report))]
+        parts += ["## Difference", _grid(difference_columns(report), differences(report))]
     parts += ["## Measured", _grid(COLUMNS, table(report)), EXPLANATION]
     for model in report.models:
-        parts += [f"## Labels of {model.kind}", *_labels(model, report.question.labels)]
-    prompts = [prompt for model in report.models for prompt in model.prompts]
+        parts += [f"## Labels of {model.title}", *_labels(model, report.question.labels)]
+    prompts = dict.fromkeys(prompt for model in report.models for prompt in model.prompts)
     parts += ["## Prompts", *(f"### {prompt.title}\n\n{_code(prompt.text)}" for prompt in prompts)]
     parts += ["## About", _grid(("what", "value"), facts(report))]
     return "\n\n".join(parts) + "\n"
@@ -39,7 +39,7 @@ def _labels(model: ModelResult, labels: Sequence[str]) -> Iterator[str]:
     """For each condition: precision, recall, F1 and support of each label, and how often each answer was given."""
     columns = ("label", "precision", "recall", "F1", "rows", *(f"answered {label}" for label in (*labels, "no label")))
     for condition in model.conditions:
-        yield f"### {model.kind}: {way_name(condition.shots, condition.method)}"
+        yield f"### {model.title}: {way_name(condition.shots, condition.method)}"
         yield _grid(
             columns,
             [

@@ -59,39 +59,57 @@ class FinishedPrompt:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model: what it is, and its conditions (zero-shot first, label scoring before free generation)."""
+    """One model: what it is, and its conditions (zero-shot first, label scoring before free generation).
+
+    `adapter` is the folder of the adapter that acted on it.
+    """
 
     kind: Kind
     name: str
+    adapter: str | None
     about: str
     prompts: tuple[FinishedPrompt, ...]
     conditions: tuple[Condition, ...]
 
+    @property
+    def title(self) -> str:
+        """What it is called beside another model."""
+        return title_of(self.kind, self.adapter)
 
-def measure(glm: ChatGLM, kind: Kind, name: str, plan: Plan, tell: Callable[[str, int], None]) -> ModelResult:
+
+def title_of(kind: Kind, adapter: str | None) -> str:
+    """Chat or Base, with an adapter or without."""
+    return kind if adapter is None else f"{kind} with adapter"
+
+
+def measure(
+    glm: ChatGLM, kind: Kind, name: str, adapter: str | None, plan: Plan, tell: Callable[[str, int], None]
+) -> ModelResult:
     """Run every pass. `tell` hears what is being measured and how many more rows are done.
 
-    Raises MessageError if the model is not of its kind.
+    `adapter` names one that was added to the model. Raises MessageError if the model is not of its kind.
     """
     if glm.capabilities.chat != (kind == "Chat"):
         raise MessageError(f"{name} is a {'Base' if kind == 'Chat' else 'Chat'} model; name it as one")
-    runs = sorted(_runs(glm, kind, plan, tell), key=lambda run: run.shots)
+    runs = sorted(_runs(glm, kind, adapter, plan, tell), key=lambda run: run.shots)
     groups: dict[tuple[int, str], list[Run]] = {}
     for one in runs:
         groups.setdefault((one.shots, one.method), []).append(one)
     conditions = tuple(summarise(group, plan.truth, plan.question.labels) for group in groups.values())
-    return ModelResult(kind, name, about_model(glm), tuple(_prompts(glm, kind, plan)), conditions)
+    about, prompts = about_model(glm, adapter), tuple(_prompts(glm, kind, plan))
+    return ModelResult(kind, name, adapter, about, prompts, conditions)
 
 
-def _runs(glm: ChatGLM, kind: Kind, plan: Plan, tell: Callable[[str, int], None]) -> Iterator[Run]:
+def _runs(glm: ChatGLM, kind: Kind, adapter: str | None, plan: Plan, tell: Callable[[str, int], None]) -> Iterator[Run]:
     """All passes; two with the same prompts are far apart, so that neither is cheap thanks to the other."""
     texts = [row.text for row in plan.sample.test]
     for method in METHODS:
         for seed, examples in plan.ways:
-            step = f"{kind}, {way_name(len(examples), method)}{'' if seed is None else f', seed {seed}'}"
+            way = f"{way_name(len(examples), method)}{'' if seed is None else f', seed {seed}'}"
+            step = f"{title_of(kind, adapter)}, {way}"
             tell(step, 0)
             task = plan.question.task(chat=kind == "Chat", examples=examples)
-            yield run(glm, task, texts, method, seed, partial(tell, step))
+            yield run(glm, adapter, task, texts, method, seed, partial(tell, step))
 
 
 def _prompts(glm: ChatGLM, kind: Kind, plan: Plan) -> Iterator[FinishedPrompt]:

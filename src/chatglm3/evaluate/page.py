@@ -13,13 +13,13 @@ from chatglm3.evaluate.summary import Condition
 from chatglm3.evaluate.svg import Bar, bars, confusion, reliability_diagram
 from chatglm3.evaluate.text import (
     COLUMNS,
-    DIFFERENCES,
     EXPLANATION,
+    difference_columns,
     differences,
     facts,
-    failures,
     findings,
     format_spread,
+    remarks,
     table,
     title,
 )
@@ -76,18 +76,18 @@ def html_report(report: Report) -> str:
 
 
 def _sections(report: Report) -> Iterator[Html]:
-    labels, lines = report.question.labels, [*findings(report), *failures(report)]
+    labels, lines = report.question.labels, [*findings(report), *remarks(report)]
     yield element("h1", None, title(report))
     if lines:
         yield element("ul", {"class": "findings"}, *(element("li", None, line) for line in lines))
     if report.differences:
-        yield _section("Difference", _grid(DIFFERENCES, differences(report)))
+        yield _section("Difference", _grid(difference_columns(report), differences(report)))
     yield _section("Accuracy", _figure("Share of right answers, with 95 % intervals", _accuracy(report.models)))
     yield _section("All measures", _grid(COLUMNS, table(report)), element("p", {"class": "soft"}, EXPLANATION))
     yield _section("Answers", _plots(report.models, lambda model, one: _answers(labels, model, one)))
     yield _section("Each label", *(_labels(model, one) for model in report.models for one in model.conditions))
     yield _section("Calibration", _plots(report.models, _calibration))
-    prompts = [prompt for model in report.models for prompt in model.prompts]
+    prompts = dict.fromkeys(prompt for model in report.models for prompt in model.prompts)
     shown = [join(element("h3", None, p.title), element("pre", None, p.text)) for p in prompts]
     yield _section("Prompts", element("p", {"class": "soft"}, PROMPTS), *shown)
     yield _section("What was measured", _grid(("what", "value"), facts(report), "facts"))
@@ -97,7 +97,7 @@ def _accuracy(models: Sequence[ModelResult]) -> Html:
     return bars(
         "Accuracy of each model and way of asking",
         [
-            Bar(f"{model.kind}: {way_name(one.shots, one.method)}", one.accuracy.mean, one.interval, model.kind)
+            Bar(f"{model.title}: {way_name(one.shots, one.method)}", one.accuracy.mean, one.interval, model.kind)
             for model in models
             for one in model.conditions
         ],
@@ -111,7 +111,7 @@ def _plots(models: Sequence[ModelResult], draw: Draw) -> Html:
 
 def _answers(labels: Sequence[str], model: ModelResult, one: Condition) -> Html:
     name = (
-        f"{model.kind}: {way_name(one.shots, one.method)}{f' ({len(one.seeds)} seeds)' if len(one.seeds) > 1 else ''}"
+        f"{model.title}: {way_name(one.shots, one.method)}{f' ({len(one.seeds)} seeds)' if len(one.seeds) > 1 else ''}"
     )
     return _figure(name, confusion(f"Confusion matrix, {name}", labels, one.confusion, model.kind))
 
@@ -119,13 +119,13 @@ def _answers(labels: Sequence[str], model: ModelResult, one: Condition) -> Html:
 def _calibration(model: ModelResult, one: Condition) -> Html | None:
     if one.calibration is None:
         return None
-    name = f"{model.kind}: {way_name(one.shots, one.method)}, ECE {format_spread(one.calibration, 1)}"
+    name = f"{model.title}: {way_name(one.shots, one.method)}, ECE {format_spread(one.calibration, 1)}"
     return _figure(name, reliability_diagram(f"Reliability, {name}", one.reliability, model.kind))
 
 
 def _labels(model: ModelResult, one: Condition) -> Html:
     rows = [[c.label, f"{c.precision:.3f}", f"{c.recall:.3f}", f"{c.f1:.3f}", f"{c.support:,}"] for c in one.classes]
-    name = element("summary", None, f"{model.kind}: {way_name(one.shots, one.method)}")
+    name = element("summary", None, f"{model.title}: {way_name(one.shots, one.method)}")
     return element("details", None, name, _grid(("label", "precision", "recall", "F1", "rows"), rows))
 
 

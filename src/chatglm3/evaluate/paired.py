@@ -19,17 +19,17 @@ FEWEST = 6
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Chat's accuracy minus Base's, as a share, in one way of asking.
+    """The first model's accuracy minus the second's, as a share, in one way of asking.
 
-    `chat_only` and `base_only` count the rows on which just one is right (with several seeds: right in more of them),
-    `p_value` is McNemar's, and `detectable` is the smallest difference that so many rows would probably show.
+    `first_only` and `second_only` count the rows on which just one is right (with several seeds: right in more of
+    them), `p_value` is McNemar's, and `detectable` is the smallest difference that so many rows would probably show.
     """
 
     rows: int
     value: float
     interval: Interval
-    chat_only: int
-    base_only: int
+    first_only: int
+    second_only: int
     p_value: float
     detectable: float
 
@@ -44,17 +44,17 @@ class Difference:
         return self.interval.low > 0 or self.interval.high < 0
 
 
-def paired_difference(chat: NDArray[np.bool_], base: NDArray[np.bool_], seed: int = 0) -> Difference:
+def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int = 0) -> Difference:
     """Compare which rows are right, `[seeds, rows]` of each model; the seeds of a row are averaged first."""
-    each = chat.mean(0) - base.mean(0)
-    chat_only, base_only = int((each > 0).sum()), int((each < 0).sum())
+    each = first.mean(0) - second.mean(0)
+    first_only, second_only = int((each > 0).sum()), int((each < 0).sum())
     return Difference(
         rows=len(each),
         value=float(each.mean()),
         interval=bootstrap_interval(each, seed=seed),
-        chat_only=chat_only,
-        base_only=base_only,
-        p_value=mcnemar_exact(chat_only, base_only),
+        first_only=first_only,
+        second_only=second_only,
+        p_value=mcnemar_exact(first_only, second_only),
         detectable=smallest_detectable(each),
     )
 
@@ -99,18 +99,19 @@ def smallest_detectable(each: Floats) -> float:
     return max(reach * math.sqrt(float(np.mean(each**2)) / rows) + 1 / rows, FEWEST / rows)
 
 
-def sentence(difference: Difference) -> str:
-    """What the rows show and what they do not, for people."""
+def sentence(difference: Difference, first: str, second: str) -> str:
+    """What the rows show and what they do not, for people; `first` and `second` are what the models are called."""
     points, rows = 100 * difference.value, f"{difference.rows:,} rows"
     found = f"{abs(points):.1f} points {'more' if points > 0 else 'less'} accurate than" if points else "as accurate as"
     low, high = format_points(difference.interval.low), format_points(difference.interval.high)
     numbers = f"95 % interval of the difference {low} to {high}, McNemar {format_p(difference.p_value)}"
-    return f"On these {rows} Chat is {found} Base ({numbers}): {_verdict(difference)} {_limit(difference, rows)}"
+    verdict = _verdict(difference, first, second)
+    return f"On these {rows} {first} is {found} {second} ({numbers}): {verdict} {_limit(difference, rows)}"
 
 
-def _verdict(difference: Difference) -> str:
+def _verdict(difference: Difference, first: str, second: str) -> str:
     if difference.shown:
-        return f"they show that {'Chat' if difference.value > 0 else 'Base'} is better here."
+        return f"they show that {first if difference.value > 0 else second} is better here."
     if difference.interval_excludes_zero or difference.p_value < LEVEL:
         return "interval and test disagree, so they show no clear difference."
     return "they do not show which of the two is better."

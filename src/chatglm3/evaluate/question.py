@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from chatglm3.classify import BASE_TEMPLATE, CHAT_TEMPLATE, TEXT, Task
-from chatglm3.messages import History, Message
 
 ANSWER = BASE_TEMPLATE.removeprefix(TEXT)
 """What follows a text in plain text, so that a label continues it."""
@@ -40,23 +39,3 @@ class Question:
         if system is None:
             system = f"判断下面的文本属于哪一类，只回答其中一个：{'、'.join(self.labels)}。"
         return Task(self.labels, chat, template, system or None, (), examples)
-
-
-def conversation(task: Task) -> History:
-    """What a Chat model sees before a text: the instruction, and the examples as turns."""
-    messages = [Message.system(task.system)] if task.system is not None else []
-    for text, label in task.examples:
-        messages += [Message("user", fill(task, text)), Message("assistant", label)]
-    return tuple(messages)
-
-
-def plain_text(task: Task, text: str) -> str:
-    """What a Base model continues: the instruction, the examples with their labels, and the text."""
-    parts = [task.system] if task.system is not None else []
-    parts += [fill(task, shown) + label for shown, label in task.examples]
-    return "\n\n".join([*parts, fill(task, text)])
-
-
-def fill(task: Task, text: str) -> str:
-    """The text in its template."""
-    return task.template.replace(TEXT, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,9 +25,11 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Report:
-    """All that was measured. `differences` has one item for each condition if there are two models, in their order.
+    """All that was measured.
 
-    `row_numbers` and `truth` go with `predicted` of each condition: the row in the file, and its label's number.
+    If there are two models, `differences` has one item for each condition, in their order: the first model's accuracy
+    minus the second's. `row_numbers` and `truth` go with `predicted` of each condition: the row in the file, and its
+    label's number.
     """
 
     question: Question
@@ -54,6 +56,8 @@ def compare(
     *,
     chat: str | Path | None = None,
     base: str | Path | None = None,
+    chat_adapter: str | Path | None = None,
+    base_adapter: str | Path | None = None,
     examples: int = 4,
     seeds: int = 3,
     shown_text: str | None = None,
@@ -62,23 +66,47 @@ def compare(
 ) -> Report:
     """Measure one or two models (names as `load` takes them; one at a time in memory), without and with `examples`.
 
-    Examples are drawn once for each of `seeds` seeds, the same ones for both models. The prompts in the report ask
-    about `shown_text`, or else about the first row. Raises DataError if there are too few rows to draw from,
-    MessageError if a model is not of its kind, and what `load` raises.
+    `chat_adapter` and `base_adapter` are folders of adapters for them; a model that is alone and has one is measured
+    with it and without it. Examples are drawn once for each of `seeds` seeds, the same ones for both models. The
+    prompts in the report ask about `shown_text`, or else about the first row with a text. Raises DataError if there
+    are too few rows to draw from, MessageError if a model is not of its kind, AdapterError, and what `load` raises.
     """
-    given: tuple[tuple[Kind, str | Path | None], ...] = (("Chat", chat), ("Base", base))
-    named = [(kind, str(name)) for kind, name in given if name is not None]
+    named = [*_named("Chat", chat, chat_adapter), *_named("Base", base, base_adapter)]
     if not named:
         raise MessageError("there is no model to measure; name a Chat model, a Base model or both")
-    drawn = [draw_examples(sample.train, question.labels, examples, seed) for seed in range(seeds if examples else 0)]
-    plan = Plan(question, sample, tuple(drawn), sample.test[0].text if shown_text is None else shown_text)
-    tell = _Total(progress, len(named) * plan.rows)
-    models: list[ModelResult] = []
-    for kind, name in named:
-        tell(f"loading {name}", 0)
-        with load(name) as glm:
-            models.append(measure(glm, kind, name, plan, tell))
-    return _report(plan, examples, models)
+    if len(named) == 1:
+        named = [replace(named[0], adapters=tuple(dict.fromkeys([*named[0].adapters, None])))]
+    drawn = [draw_examples(sample, question.labels, examples, seed) for seed in range(seeds if examples else 0)]
+    if shown_text is None:
+        shown_text = next((row.text for row in sample.test if row.text.strip()), "")
+    plan = Plan(question, sample, tuple(drawn), shown_text)
+    tell = _Total(progress, sum(len(model.adapters) for model in named) * plan.rows)
+    return _report(plan, examples, [result for model in named for result in _measured(model, plan, load, tell)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A model to load, and the adapters to measure it with, one after the other; None is none."""
+
+    kind: Kind
+    name: str
+    adapters: tuple[str | None, ...]
+
+
+def _named(kind: Kind, name: str | Path | None, adapter: str | Path | None) -> list[_Named]:
+    if name is None and adapter is not None:
+        raise MessageError(f"{adapter} is an adapter for a {kind} model, and none is named; name the model too")
+    return [] if name is None else [_Named(kind, str(name), (None if adapter is None else str(adapter),))]
+
+
+def _measured(
+    model: _Named, plan: Plan, load: Callable[[str], ChatGLM], tell: Callable[[str, int], None]
+) -> list[ModelResult]:
+    tell(f"loading {model.name}", 0)
+    with load(model.name) as glm:
+        for adapter in filter(None, model.adapters):
+            glm.add_adapter(adapter, adapter)
+        return [measure(glm, model.kind, model.name, adapter, plan, tell) for adapter in model.adapters]
 
 
 def _report(plan: Plan, examples: int, models: Sequence[ModelResult]) -> Report:
@@ -103,7 +131,7 @@ def _differences(models: Sequence[ModelResult], truth: Numbers) -> tuple[Differe
     if len(models) < 2:
         return ()
     pairs = zip(models[0].conditions, models[1].conditions, strict=True)
-    return tuple(paired_difference(correct(chat, truth), correct(base, truth)) for chat, base in pairs)
+    return tuple(paired_difference(correct(first, truth), correct(second, truth)) for first, second in pairs)
 
 
 class _Total:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Literal, TypeAlias
 
 from chatglm3.answers import Completion
 from chatglm3.chat import ChatGLM
-from chatglm3.classify import Task
-from chatglm3.errors import ChatGLMError
+from chatglm3.classify import Task, require_text
+from chatglm3.errors import ChatGLMError, attempt
 from chatglm3.evaluate.metrics import NO_LABEL
-from chatglm3.evaluate.question import conversation, fill, plain_text
 from chatglm3.reply import Reply
 
 Method: TypeAlias = Literal["scoring", "generation"]
@@ -35,6 +35,9 @@ class Outcome:
     error: ChatGLMError | None = None
 
 
+Ask: TypeAlias = Callable[[list[str]], list[Outcome]]
+
+
 @dataclass(frozen=True)
 class Run:
     """One pass over all rows; `seed` chose the examples, None without examples."""
@@ -47,19 +50,25 @@ class Run:
 
 
 def run(
-    glm: ChatGLM, task: Task, texts: Sequence[str], method: Method, seed: int | None, done: Callable[[int], None]
+    glm: ChatGLM,
+    adapter: str | None,
+    task: Task,
+    texts: Sequence[str],
+    method: Method,
+    seed: int | None,
+    done: Callable[[int], None],
 ) -> Run:
-    """Ask every text; `done` is told how many rows each step has finished.
+    """Ask every text, of the model with `adapter`; `done` is told how many rows each step has finished.
 
     A row that cannot be asked has its error in its answer; if that is so for every row, the first error is raised.
     """
-    ask = _score if method == "scoring" else _converse if task.chat else _complete
+    ask = partial(_score if method == "scoring" else _converse if task.chat else _complete, glm, adapter, task)
     answers: list[Outcome] = []
     seconds = 0.0
     for start in range(0, len(texts), CHUNK):
-        chunk = list(texts[start : start + CHUNK])
+        chunk = texts[start : start + CHUNK]
         began = perf_counter()
-        answers += ask(glm, task, chunk)
+        answers += _outcomes(ask, chunk)
         seconds += perf_counter() - began
         done(len(chunk))
     errors = [answer.error for answer in answers if answer.error is not None]
@@ -68,10 +77,23 @@ def run(
     return Run(len(task.examples), seed, method, tuple(answers), seconds)
 
 
-def _score(glm: ChatGLM, task: Task, texts: list[str]) -> list[Outcome]:
+def _outcomes(ask: Ask, texts: Sequence[str]) -> list[Outcome]:
+    """Ask the texts in which there is something."""
+    checked = [attempt(partial(require_text, text), keep_errors=True) for text in texts]
+    found = iter(ask([text for text in checked if isinstance(text, str)]))
+    return [next(found) if isinstance(text, str) else Outcome(NO_LABEL, error=text) for text in checked]
+
+
+def _score(glm: ChatGLM, adapter: str | None, task: Task, texts: list[str]) -> list[Outcome]:
     """The most probable label; nothing is generated."""
     results = glm.classify(
-        texts, task.labels, system=task.system, examples=task.examples, prompt=task.template, return_errors=True
+        texts,
+        task.labels,
+        system=task.system,
+        examples=task.examples,
+        prompt=task.template,
+        adapter=adapter,
+        return_errors=True,
     )
     return [
         Outcome(NO_LABEL, error=result)
@@ -86,17 +108,19 @@ def _score(glm: ChatGLM, task: Task, texts: list[str]) -> list[Outcome]:
     ]
 
 
-def _converse(glm: ChatGLM, task: Task, texts: list[str]) -> list[Outcome]:
+def _converse(glm: ChatGLM, adapter: str | None, task: Task, texts: list[str]) -> list[Outcome]:
     """What a Chat model says, greedily."""
-    queries, limit = [fill(task, text) for text in texts], _longest_answer(glm, task)
-    replies = glm.chat_batch(queries, conversation(task), return_errors=True, temperature=0, max_new_tokens=limit)
+    queries, limit = [task.fill(text) for text in texts], _longest_answer(glm, task)
+    replies = glm.chat_batch(
+        queries, task.conversation(), adapter=adapter, return_errors=True, temperature=0, max_new_tokens=limit
+    )
     return [_free_answer(task, reply) for reply in replies]
 
 
-def _complete(glm: ChatGLM, task: Task, texts: list[str]) -> list[Outcome]:
+def _complete(glm: ChatGLM, adapter: str | None, task: Task, texts: list[str]) -> list[Outcome]:
     """How a Base model goes on to the end of the line, greedily."""
-    prompts, limit = [plain_text(task, text) for text in texts], _longest_answer(glm, task)
-    found = glm.complete(prompts, return_errors=True, temperature=0, max_new_tokens=limit, stop=["\n"])
+    prompts, limit = [task.plain_text(text) for text in texts], _longest_answer(glm, task)
+    found = glm.complete(prompts, adapter=adapter, return_errors=True, temperature=0, max_new_tokens=limit, stop=["\n"])
     return [_free_answer(task, completion) for completion in found]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 from chatglm3.evaluate.measuring import ModelResult
 from chatglm3.evaluate.metrics import Interval
@@ -24,7 +25,6 @@ COLUMNS = (
     "ms a row",
     "tokens a row",
 )
-DIFFERENCES = ("Chat − Base", "points", "95 % interval", "only Chat right", "only Base right", "McNemar", "detectable")
 EXPLANATION = (
     "Accuracy, macro-F1 and ECE are means over the seeds, with their standard deviation. The interval is Wilson's, "
     "for so many rows. ECE is the expected calibration error of the label's probability in ten bins. “No label” is the "
@@ -35,8 +35,8 @@ EXPLANATION = (
 
 def title(report: Report) -> str:
     """What was measured, in a few words."""
-    kinds = " against ".join(model.kind for model in report.models)
-    return f"{kinds} on {report.rows:,} rows"
+    titles = " against ".join(model.title for model in report.models)
+    return f"{titles} on {report.rows:,} rows"
 
 
 def findings(report: Report) -> list[str]:
@@ -44,7 +44,8 @@ def findings(report: Report) -> list[str]:
     if not report.differences:
         return []
     ways = [way_name(condition.shots, condition.method) for condition in report.models[0].conditions]
-    found = [f"{way.capitalize()}: {sentence(d)}" for way, d in zip(ways, report.differences, strict=True)]
+    names = [model.title for model in report.models]
+    found = [f"{way.capitalize()}: {sentence(d, *names)}" for way, d in zip(ways, report.differences, strict=True)]
     return [*found, _caution(report)]
 
 
@@ -57,15 +58,22 @@ def _caution(report: Report) -> str:
     )
 
 
+def difference_columns(report: Report) -> list[str]:
+    """What stands above `differences`."""
+    first, second = (model.title for model in report.models)
+    right = [f"only {first} right", f"only {second} right"]
+    return [f"{first} − {second}", "points", "95 % interval", *right, "McNemar", "detectable"]
+
+
 def differences(report: Report) -> list[list[str]]:
-    """A row for each way of asking, under `DIFFERENCES`; none for one model alone."""
+    """A row for each way of asking, under `difference_columns`; none for one model alone."""
     return [
         [
             way_name(condition.shots, condition.method),
             format_points(found.value),
             f"{format_points(found.interval.low)} to {format_points(found.interval.high)}",
-            f"{found.chat_only:,} rows",
-            f"{found.base_only:,} rows",
+            f"{found.first_only:,} rows",
+            f"{found.second_only:,} rows",
             format_p(found.p_value),
             f"from {100 * found.detectable:.1f}",
         ]
@@ -78,11 +86,16 @@ def table(report: Report) -> list[list[str]]:
     return [_row(model, condition) for model in report.models for condition in model.conditions]
 
 
+def _beside(model: ModelResult) -> str:
+    """The adapter as a table has room for it."""
+    return "" if model.adapter is None else f" + {Path(model.adapter).resolve().name}"
+
+
 def _row(model: ModelResult, condition: Condition) -> list[str]:
     scoring = condition.method == "scoring"
     tokens = f"{condition.prompt_tokens:.0f} ({condition.computed_tokens:.0f}) + {condition.completion_tokens:.0f}"
     return [
-        f"{model.kind} {model.name}",
+        f"{model.kind} {model.name}{_beside(model)}",
         shots_name(condition.shots),
         "label scoring" if scoring else "free generation",
         format_spread(condition.accuracy, 100, " %"),
@@ -113,7 +126,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     drawn = f"{report.examples} from {report.train_rows:,} other rows, {report.seeds} seeds (0 to {report.seeds - 1})"
     repeats = f"; {report.repeats:,} that repeat a measured text were left out" if report.repeats else ""
     return [
-        *((f"{model.kind} model", f"{model.name}: {model.about}") for model in report.models),
+        *((f"{model.kind} model", f"{_described(model)}: {model.about}") for model in report.models),
         ("rows", f"{report.rows:,} ({counts})"),
         ("examples", f"{drawn}{repeats}" if report.seeds else "none"),
         ("label scoring", "the most probable label, per token; nothing is generated"),
@@ -122,10 +135,18 @@ def facts(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def failures(report: Report) -> list[str]:
-    """A line for each condition in which rows failed."""
-    return [
-        f"{model.kind}, {way_name(c.shots, c.method)}: {c.failed} rows failed and count as wrong ({c.first_error})"
+def _described(model: ModelResult) -> str:
+    return model.name if model.adapter is None else f"{model.name} with the adapter {model.adapter}"
+
+
+def remarks(report: Report) -> list[str]:
+    """A line on labels that no row has, and one for each condition in which rows failed."""
+    absent = [label for label, count in report.label_counts.items() if not count]
+    unseen = (
+        f"No measured row is labelled {', '.join(absent)}: nothing is said about that, and macro-F1 counts it as 0."
+    )
+    return [unseen] * bool(absent) + [
+        f"{model.title}, {way_name(c.shots, c.method)}: {c.failed} failed and count as wrong ({c.first_error})"
         for model in report.models
         for c in model.conditions
         if c.failed
@@ -134,4 +155,5 @@ def failures(report: Report) -> list[str]:
 
 def json_report(report: Report) -> str:
     """Everything as one JSON object, the answer to every row included; no text of the rows but for the prompts."""
-    return json.dumps(dataclasses.asdict(report) | {"findings": findings(report)}, ensure_ascii=False, indent=1) + "\n"
+    record = dataclasses.asdict(report) | {"findings": findings(report), "remarks": remarks(report)}
+    return json.dumps(record, ensure_ascii=False, indent=1) + "\n"

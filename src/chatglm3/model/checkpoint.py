@@ -6,7 +6,7 @@ at a time, so loading needs little more than the loaded model. Values are copied
 short under a map kills the process, and the check for NaN reads every byte anyway.
 
 A model that is quantised in groups is the exception: on a CPU its integers and group scales stay in the mapped file, so
-that it is there in seconds. They are compared with the sums that were written with them.
+that it is there in seconds. All its tensors are compared with the sums that were written with them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from chatglm3.errors import CheckpointError
 _CHUNK_BYTES = 64 << 20
 _ROWS = 16
 SUMS = "chatglm3.sums"
-"""The key in a file's metadata: the sums of its integer tensors by name, in hexadecimal."""
+"""The key in a file's metadata: the sums of its tensors by name, in hexadecimal. Not every file has it."""
 _FORMATS = (  # in order of preference: (index, file of an unsharded model)
     ("model.safetensors.index.json", "model.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin"),
@@ -41,11 +41,12 @@ DTYPES = {
 
 
 class TensorInfo(NamedTuple):
-    """What a header says of one tensor."""
+    """What a header says of one tensor; `total` is the sum of its values as `format_sum` writes it, if it is there."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     file: Path
+    total: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -80,9 +81,12 @@ def list_file(file: Path) -> dict[str, TensorInfo]:
         return {name: TensorInfo(tuple(t.shape), t.dtype, file) for name, t in _load_bin(file).items()}
     try:
         with safe_open(file, "pt") as reader:
+            sums = _read_sums(reader)
             slices = {name: reader.get_slice(name) for name in reader.keys()}  # noqa: SIM118 (not a mapping)
-            return {n: TensorInfo(tuple(s.get_shape()), _dtype(s, n, file), file) for n, s in slices.items()}
-    except (SafetensorError, OSError) as error:
+            return {
+                n: TensorInfo(tuple(s.get_shape()), _dtype(s, n, file), file, sums.get(n)) for n, s in slices.items()
+            }
+    except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(file, error) from None
 
 
@@ -94,29 +98,35 @@ def map_tensors(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
     """
     try:
         with safe_open(file, "pt") as reader:
-            sums = json.loads((reader.metadata() or {}).get(SUMS, "{}"))
+            sums = _read_sums(reader)
             tensors = {name: reader.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(file, error) from None
     for name, tensor in tensors.items():
-        if name in sums and f"{sum_words(tensor.flatten().view(torch.uint8)) % 2**64:016x}" != sums[name]:
-            raise CheckpointError(f"{file}: {name} has been changed since it was written; make or download it again")
+        _compare(file, name, sum_words(tensor), sums.get(name))
     return tensors
 
 
-def sum_words(data: Tensor) -> int:
-    """The sum of uint8 `data` [n] taken as 64-bit integers, modulo 2 ** 64; what is left at the end counts as bytes."""
+def sum_words(values: Tensor) -> int:
+    """The sum of the bytes of `values` taken as 64-bit integers; what is left at the end counts as bytes."""
+    data = values.contiguous().flatten().view(torch.uint8)
     words = data.numel() // 8 * 8
     return int(data[:words].view(torch.int64).sum()) + int(data[words:].sum())
+
+
+def format_sum(total: int) -> str:
+    """A sum modulo 2 ** 64 as a file's metadata has it: 16 digits."""
+    return f"{total % 2**64:016x}"
 
 
 def read_rows(name: str, info: TensorInfo) -> Iterator[tuple[slice, Tensor]]:
     """The values of one tensor: rows of the first dimension and their values, about 64 MB at a time.
 
-    The number of rows is a multiple of 16, but for the last piece. Let go of each piece before asking for the next, or
-    its pages stay resident.
+    The number of rows is a multiple of 16, but for the last piece, so the pieces' sums add up. Let go of each piece
+    before asking for the next, or its pages stay resident. Raises `CheckpointError` behind the last one if the sum is
+    not the one that the file has.
     """
-    row_bytes = max(1, info.nbytes // info.shape[0])
+    found, row_bytes = 0, max(1, info.nbytes // info.shape[0])
     step = max(1, _CHUNK_BYTES // row_bytes // _ROWS) * _ROWS
     for start in range(0, info.shape[0], step):
         rows = slice(start, start + step)
@@ -124,7 +134,24 @@ def read_rows(name: str, info: TensorInfo) -> Iterator[tuple[slice, Tensor]]:
             yield rows, _load_bin(info.file)[name][rows]
         else:
             with safe_open(info.file, "pt") as reader:
-                yield rows, reader.get_slice(name)[rows]
+                values = reader.get_slice(name)[rows]
+                if info.total is not None:
+                    found += sum_words(values)
+                yield rows, values
+                del values  # lets go of the file's pages
+    _compare(info.file, name, found, info.total)
+
+
+def _compare(file: Path, name: str, found: int, written: str | None) -> None:
+    if written is not None and format_sum(found) != written:
+        raise CheckpointError(f"{file}: {name} has been changed since it was written; make or download it again")
+
+
+def _read_sums(reader: Any) -> dict[str, str]:
+    sums = json.loads((reader.metadata() or {}).get(SUMS, "{}"))
+    if not isinstance(sums, dict):
+        raise ValueError(f"{SUMS} is not an object")
+    return sums
 
 
 def _list_by_index(index: Path) -> dict[str, TensorInfo]:

@@ -1,7 +1,7 @@
 """Writing one `.safetensors` file: the header first, then values in any order, a few rows at a time.
 
-The header's metadata has the sum of each tensor of integers, so that a file which is mapped, and whose values nobody
-looks at, can be checked at the speed of reading it.
+If there are tensors of integers, as in a quantised model, the header's metadata has the sum of every tensor: what was
+changed since can be noticed at the speed of reading it, also where the file is mapped and nobody looks at the values.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from chatglm3.model.shards import DTYPES, SUMS, sum_words
+from chatglm3.model.shards import DTYPES, SUMS, format_sum, sum_words
 
 _ALIGNMENT = 64
-_DIGITS = 16  # hexadecimal, of a sum
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -31,7 +30,8 @@ class TensorFile:
         """`tensors` says names, shapes and dtypes; its values are not looked at, and may be on the device "meta"."""
         names = sorted(tensors, key=lambda name: tensors[name].nbytes % _ALIGNMENT != 0)  # stable: else in order
         self._starts: dict[str, int] = {}
-        self._sums = {name: 0 for name in names if tensors[name].dtype in (torch.uint8, torch.int8)}
+        quantized = any(tensor.dtype in (torch.uint8, torch.int8) for tensor in tensors.values())
+        self._sums = dict.fromkeys(names, 0) if quantized else {}
         metadata = {"format": "pt", **({SUMS: self._format_sums()} if self._sums else {})}
         header: dict[str, object] = {"__metadata__": metadata}
         size = 0
@@ -56,13 +56,13 @@ class TensorFile:
         row_bytes = values.nbytes // max(1, values.shape[0])
         data = values.cpu().contiguous().flatten().view(torch.uint8)
         if name in self._sums:
-            self._sums[name] += sum_words(data)
+            self._sums[name] += sum_words(data)  # pieces are whole words, but for the last one
         self._file.seek(self._data + self._starts[name] + first * row_bytes)
         self._file.write(data.numpy().data)
 
     def _format_sums(self) -> str:
         """A JSON object as a string, whose length does not depend on the sums."""
-        return json.dumps({name: f"{value % 2**64:0{_DIGITS}x}" for name, value in self._sums.items()})
+        return json.dumps({name: format_sum(total) for name, total in self._sums.items()})
 
     def __enter__(self) -> TensorFile:
         return self
