@@ -80,16 +80,18 @@ def test_usage_errors(
 def test_refusals_are_one_line(cli: Cli, model_dir: Path, lora: Path, tmp_path: Path) -> None:
     assert cli("quantize", model_dir, tmp_path / "int4").status == 0
     prefix = prefix_folder(tmp_path / "prefix", ModelConfig.from_pretrained(model_dir))
+    mute = shutil.copytree(model_dir, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
     for source, adapter, words in (
         (tmp_path / "int4", lora, "--quantize 4"),
         (model_dir, prefix, "cannot be merged"),
         (model_dir, tmp_path / "nothing", "no adapter"),
         (lora, lora, "no config.json"),
+        (mute, lora, "tokenizer.model"),
     ):
         result = cli("merge", source, adapter, tmp_path / "out")
         assert result.status == 1 and words in result.err and result.err.count("\n") == 1
     assert "not an empty folder" in cli("merge", model_dir, lora, prefix).err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["int4", "prefix"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["int4", "mute", "prefix"]
 
 
 def test_as_a_process(model_dir: Path, lora: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from chatglm3.cli.options import Json, ModelArgument, check_bits
 from chatglm3.cli.output import print_json
-from chatglm3.cli.quantize import byte_progress
+from chatglm3.cli.quantize import byte_progress, original
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -57,11 +57,10 @@ def command(
     memory. OUT appears when it is complete.
     """
     from chatglm3.cli.memory import format_bytes
-    from chatglm3.model.hub import resolve
     from chatglm3.model.merging import merge_checkpoint
     from chatglm3.model.quantization import Quantization
 
-    folder = resolve(model)
+    folder = original(model)
     with byte_progress() as bar:
         task = bar.add_task("merging", total=None)
         written = merge_checkpoint(

@@ -20,6 +20,17 @@ def _check_group_size(size: int) -> int:
     return size
 
 
+def original(model: str) -> Path:
+    """The folder of a model to make a copy of. Raises the tokenizer's error if the copy could not answer."""
+    from chatglm3.model.hub import resolve
+    from chatglm3.tokenizer import Tokenizer
+
+    folder = resolve(model)
+    if (folder / "config.json").is_file():  # if not, copying says what is wrong
+        Tokenizer.from_pretrained(folder)
+    return folder
+
+
 def byte_progress() -> Progress:
     """A bar on standard error, if that is a terminal."""
     from rich.console import Console
@@ -46,14 +57,10 @@ def command(
     which the next attempt uses again if this one is killed.
     """
     from chatglm3.cli.memory import format_bytes
-    from chatglm3.model.hub import resolve
     from chatglm3.model.quantization import Quantization
     from chatglm3.model.quantize_checkpoint import quantize_checkpoint
-    from chatglm3.tokenizer import Tokenizer
 
-    folder = resolve(model)
-    if (folder / "config.json").is_file():  # if not, quantising says what is wrong
-        Tokenizer.from_pretrained(folder)  # without one the copy could not answer
+    folder = original(model)
     with byte_progress() as bar:
         task = bar.add_task("quantising", total=None)
         written = quantize_checkpoint(
