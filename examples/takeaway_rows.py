@@ -1,28 +1,33 @@
-"""Makes the training rows of the two recipes beside this file from takeaway.jsonl: 120 to learn from, 80 to measure.
+"""Makes the rows of the two recipes in this folder from takeaway.jsonl: 120 to learn from, 80 to measure.
 
     python examples/takeaway_rows.py build/takeaway
 
-The folder gets chat.jsonl (conversations), base.jsonl (plain text) and test.jsonl (reviews with their topics).
+The folder gets chat.jsonl (conversations) and base.jsonl (plain text), the same 120 reviews with their topics in the
+words that `chatglm3 evaluate` asks with, and learn.jsonl and test.jsonl, which it reads.
 """
 
 import json
 import sys
 from pathlib import Path
 
+from chatglm3.evaluate import Question
+
 LEARNED = 120
-SYSTEM = "判断外卖评论说的是什么，只回答“配送”“口味”“分量”或“服务”。"
-PROMPT = "评论：{review}\n说的是："
+TOPICS = ("配送", "口味", "分量", "服务")
+QUESTION = Question(TOPICS)  # the wording of `chatglm3 evaluate --labels 配送,口味,分量,服务`
+CHAT, BASE = QUESTION.task(chat=True), QUESTION.task(chat=False)
 
 
 def conversation(row: dict[str, str]) -> object:
-    """A row for a Chat model: the answer is the topic."""
-    turns = ("system", SYSTEM), ("user", row["review"]), ("assistant", row["topic"])
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+    """A row for a Chat model: instruction, review, and the topic as the answer."""
+    asked = {"role": "user", "content": CHAT.fill(row["review"])}
+    answer = {"role": "assistant", "content": row["topic"]}
+    return {"messages": [*(message.to_dict() for message in CHAT.conversation()), asked, answer]}
 
 
 def completion(row: dict[str, str]) -> object:
-    """A row for a Base model: the text goes on with the topic."""
-    return {"prompt": PROMPT.format(**row), "response": row["topic"]}
+    """A row for a Base model: text that goes on with the topic."""
+    return {"prompt": BASE.plain_text(row["review"]), "response": row["topic"]}
 
 
 def write(file: Path, rows: list[object]) -> None:
@@ -37,4 +42,5 @@ if __name__ == "__main__":
     reviews = [json.loads(line) for line in lines]
     write(folder / "chat.jsonl", [conversation(row) for row in reviews[:LEARNED]])
     write(folder / "base.jsonl", [completion(row) for row in reviews[:LEARNED]])
+    write(folder / "learn.jsonl", reviews[:LEARNED])
     write(folder / "test.jsonl", reviews[LEARNED:])
