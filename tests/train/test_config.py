@@ -230,6 +230,13 @@ def test_a_deepspeed_file_is_filled_in() -> None:
     assert filled["zero_optimization"] == {"stage": 3, "reduce_bucket_size": 4096, "sub_group_size": 1e9}
 
 
+def test_muon_is_not_for_weights_that_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config({**BASE, "method": "full", "optimizer": "muon"}, "test")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(TrainingError, match="use optimizer=adamw"):
+        make_accelerator(config, torch.float32, tiny_config(512))
+
+
 def test_where_and_in_what_precision() -> None:
     config = make_config({**BASE, "device": "cpu"}, "test")
     device, shape = training_device(config), tiny_config(300)

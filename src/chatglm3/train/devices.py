@@ -63,6 +63,8 @@ def make_accelerator(config: TrainConfig, dtype: torch.dtype, model: ModelConfig
         state._reset_state()
     sharded = any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED"))
     plugin = _deepspeed(config, dtype, model)
+    if config.optimizer == "muon" and (sharded or plugin is not None):
+        raise TrainingError("optimizer=muon needs whole matrices, and FSDP and DeepSpeed cut them; use optimizer=adamw")
     autocast = config.method == "full" or dtype == torch.float16 or sharded or plugin is not None
     return Accelerator(
         cpu=training_device(config).type == "cpu",  # also where there is no GPU, so that processes find each other
