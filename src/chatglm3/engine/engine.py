@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from functools import partial
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from chatglm3.engine.adapters import NamedAdapters
-from chatglm3.engine.beam import Beam, beam_search
+from chatglm3.engine.beam import Beam
+from chatglm3.engine.beams import BeamSearches
 from chatglm3.engine.core import Core, Counters
 from chatglm3.engine.fingerprint import fingerprint
 from chatglm3.engine.labels import LabelTree
+from chatglm3.engine.limits import Limits
 from chatglm3.engine.network import Network
-from chatglm3.engine.prefix import Entry, PrefixStore, common_prefix
-from chatglm3.engine.sampling import Sampler, require_known
+from chatglm3.engine.prefix import Entry, PrefixStore
 from chatglm3.engine.sequence import (
-    EndReason,
     Generating,
     Generation,
-    Prefilling,
     Ranking,
     Request,
     RunningSequence,
     Scoring,
 )
 from chatglm3.engine.turns import Turns
-from chatglm3.errors import ChatGLMError, ContextLengthError, DeviceError, SamplingError, attempt
+from chatglm3.engine.workspace import Workspace
+from chatglm3.errors import ChatGLMError, SamplingError, attempt
 from chatglm3.model.adapters import Adapter, acting
-from chatglm3.model.cache import KVCache
 from chatglm3.model.memory import free_memory
 from chatglm3.model.transformer import ChatGLMModel
 
@@ -63,9 +59,8 @@ class Engine:
         finished ones keep what they computed, for requests that begin alike. All caches together take at most
         `cache_bytes` (default: half of the memory that is free, and enough for one context); who does not fit waits.
         """
-        self.max_context = model.config.context_limit(max_context)
         self._network = Network(model, min(vocab_size, model.config.padded_vocab_size))
-        self.vocab_size = self._network.vocab_size
+        self.max_context, self.vocab_size = model.config.context_limit(max_context), self._network.vocab_size
         limit = cache_bytes
         if limit is None:
             limit = max(free_memory(model.device) // _CACHE_SHARE, self._network.cache_bytes(1, self.max_context))
@@ -75,7 +70,8 @@ class Engine:
         self.core = Core(self._network, self._store, max_batch=max_batch, chunk=chunk)
         self._turns = Turns(self.core)
         self.adapters = NamedAdapters(self._network, self._store, self._turns)
-        self._beam_search = threading.Lock()  # two of them could each hold the memory that the other one waits for
+        self._workspace = Workspace(self._store, self.core, self._turns)
+        self._beams = BeamSearches(self._network, self._workspace, self._turns)
 
     @property
     def model(self) -> ChatGLMModel:
@@ -93,7 +89,7 @@ class Engine:
     def _generate(self, requests: Sequence[Request], *, patient: bool) -> list[Generation | ChatGLMError]:
         plain = [request for request in requests if request.params.num_beams == 1]
         for request in requests if not patient else ():
-            self._room(request.prompt, request.params.max_new_tokens, request.params.banned)
+            self._room(request)
         beams = iter(
             [attempt(partial(self._best_beam, r), keep_errors=patient) for r in requests if r.params.num_beams > 1]
         )
@@ -164,62 +160,33 @@ class Engine:
         made = [attempt(make, keep_errors=patient) for make in makers]
         sequences = [s for s in made if not isinstance(s, ChatGLMError)]
         for adapter in dict.fromkeys(s.adapter for s in sequences):
-            self._compute_shared([s.prompt for s in sequences if s.adapter is adapter], adapter)
+            self._workspace.compute_shared([s.prompt for s in sequences if s.adapter is adapter], adapter)
         with self._turns.submitted(sequences):
             self._turns.wait(
                 lambda: all(s.is_done for s in sequences) or (not patient and any(s.error for s in sequences))
             )
         for sequence in sequences:
-            attempt(partial(_raise_error, sequence), keep_errors=patient)
+            attempt(sequence.raise_error, keep_errors=patient)
         return [s if isinstance(s, ChatGLMError) or not isinstance(s.error, ChatGLMError) else s.error for s in made]
 
-    @torch.inference_mode()
     def beams(self, request: Request, results: int = 1) -> list[Beam]:
         """The best `results` answers of a beam search, best first."""
-        room = self._room(request.prompt, request.params.max_new_tokens, request.params.banned)
-        if request.constraint is not None:
-            raise SamplingError("beam search takes no choices or JSON schema; use num_beams=1")
-        n, network, adapter = request.params.num_beams, self._network, self.adapters.find(request.adapter)
-        capacity = len(request.prompt) + room
-        with (
-            self._beam_search,
-            self._computed(request.prompt, adapter) as prompt,
-            self._rows(n, capacity, adapter, beside=1) as cache,
-        ):
-            cache.copy_from(prompt.cache, len(request.prompt))
-
-            def next_logits(rows: Sequence[Sequence[int]], parents: Tensor) -> Tensor:
-                with self._turns.alone(), acting(adapter):
-                    cache.reorder(parents)
-                    tokens = torch.tensor([[row[-1]] for row in rows], device=network.model.device)
-                    hidden = network.model.hidden(tokens, torch.full_like(tokens, cache.tokens), [(cache, 1)])
-                    return network.checked_scores(hidden[:, -1], lambda row: [*request.prompt, *rows[row]])
-
-            samplers = [Sampler(request.params, request.prompt, request.stop_ids, self.vocab_size) for _ in range(n)]
-            return beam_search(prompt.scores[0], next_logits, request, samplers, room)[:results]
+        return self._beams.search(request, self.adapters.find(request.adapter), self._room(request))[:results]
 
     def _best_beam(self, request: Request) -> Generation:
-        best = self.beams(request)[0]
-        ids = list(best.token_ids)
-        reason: EndReason = "length" if best.stop_id is None else "stop"
-        if request.should_stop is not None:
-            for i, token in enumerate(ids):
-                if request.should_stop(token):
-                    ids, reason = ids[: i + 1], "stop"
-                    break
-        return Generation(tuple(ids), reason, best.stop_id, len(request.prompt), 0, None)
+        return self._beams.best(request, self.adapters.find(request.adapter), self._room(request))
 
     def hold(self, ids: Sequence[int], adapter: str | None = None) -> Entry:
         """Compute `ids` and keep them for requests with `adapter`, whoever else needs memory, until `release`."""
-        self._room(ids, None)
-        with self._computed(tuple(ids), self.adapters.find(adapter)) as prompt, self._turns.alone():
+        self._limits.room(ids, None)
+        with self._workspace.computed(tuple(ids), self.adapters.find(adapter)) as prompt, self._turns.alone():
             self.core.give_up(prompt)
             return self._store.pin(prompt.prompt, prompt.cache, prompt.adapter)
 
     def restore(self, ids: Sequence[int], state: Sequence[Tensor], adapter: str | None = None) -> Entry:
         """Keep `ids` until `release`, with the keys and values of a cache's `state`."""
         acts = self.adapters.find(adapter)
-        with self._rows(1, len(ids), acts) as cache, self._turns.alone():
+        with self._workspace.rows(1, len(ids), acts) as cache, self._turns.alone():
             self._store.match(self.model)  # so that it belongs to the weights of now
             cache.restore(state)
             return self._store.pin(tuple(ids), cache, acts)
@@ -258,8 +225,7 @@ class Engine:
         return self.core.counters
 
     def _generating(self, request: Request) -> Generating:
-        room = self._room(request.prompt, request.params.max_new_tokens, request.params.banned)
-        return Generating(request, room, self.vocab_size, self.adapters.find(request.adapter))
+        return Generating(request, self._room(request), self.vocab_size, self.adapters.find(request.adapter))
 
     def _streaming(self, request: Request) -> Generating:
         if request.params.num_beams > 1:
@@ -267,74 +233,17 @@ class Engine:
         return self._generating(request)
 
     def _generation(self, sequence: Generating) -> Generation:
-        _raise_error(sequence)
+        sequence.raise_error()
         return sequence.generation()
 
     def _scoring(self, prompt: tuple[int, ...], tree: LabelTree, *, keep: bool, adapter: Adapter | None) -> Scoring:
-        ids = {i for steps in tree.steps for step in steps for i in step.ids}
-        require_known(ids, self.vocab_size)
-        longest = max((len(steps) for steps in tree.steps), default=0) or 1
-        self._room(prompt, longest, asked=f"what is scored behind it takes {longest}", advice="shorten the text")
+        self._limits.check_labels(prompt, tree)
         return Scoring(prompt, tree, keep=keep, adapter=adapter)
 
-    def _room(
-        self,
-        prompt: Sequence[int],
-        wanted: int | None,
-        banned: Sequence[int] = (),
-        *,
-        asked: str = "",
-        advice: str = "shorten the history or ask for fewer tokens",
-    ) -> int:
-        """How many tokens may be generated; `ContextLengthError` if the request does not fit."""
-        require_known(prompt, self.model.config.padded_vocab_size)
-        require_known(banned, self.vocab_size)
-        if not prompt:
-            raise SamplingError("an empty prompt cannot be continued; give at least one token")
-        room = self.max_context - len(prompt)
-        if room < (wanted or 1):
-            asked = asked or (f"max_new_tokens is {wanted}" if wanted else "an answer takes at least 1")
-            raise ContextLengthError(
-                f"the prompt has {len(prompt)} tokens and {asked}, more than the context of {self.max_context}; "
-                f"{advice}"
-            )
-        return wanted or room
+    @property
+    def _limits(self) -> Limits:
+        """What a request may hold; `ChatGLMError` once the engine is closed."""
+        return Limits(self.max_context, self.vocab_size, self.model.config.padded_vocab_size)
 
-    def _compute_shared(self, prompts: Sequence[Sequence[int]], adapter: Adapter | None) -> None:
-        """Compute what all prompts begin with, once, so that each of them finds it in the store."""
-        if len(prompts) < 2:
-            return
-        size = min(common_prefix(prompts[0], prompt) for prompt in prompts[1:])
-        if size > 1:
-            with self._computed(tuple(prompts[0][:size]), adapter):
-                pass
-
-    @contextmanager
-    def _computed(self, prompt: tuple[int, ...], adapter: Adapter | None) -> Iterator[Prefilling]:
-        """A prompt in a cache, with the scores behind it; the cache goes to the store afterwards."""
-        sequence = Prefilling(prompt, 0, adapter=adapter)
-        with self._turns.submitted([sequence]):
-            self._turns.wait(lambda: sequence.is_computed or sequence.is_done)
-            _raise_error(sequence)
-            yield sequence
-
-    @contextmanager
-    def _rows(self, batch: int, capacity: int, adapter: Adapter | None, *, beside: int = 0) -> Iterator[KVCache]:
-        """An empty cache of several rows; waits until there is room, as long as more than `beside` requests run."""
-        while True:
-            with self._turns.alone(), acting(adapter):
-                cache, (_, running) = self._store.allocate(batch, capacity), self.core.load
-            if cache is not None:
-                break
-            if running <= beside:
-                raise DeviceError(self._store.no_room(batch, capacity))
-            self._turns.wait_a_step()
-        try:
-            yield cache
-        finally:
-            self._store.release(cache)
-
-
-def _raise_error(sequence: RunningSequence) -> None:
-    if sequence.error is not None:
-        raise sequence.error
+    def _room(self, request: Request) -> int:
+        return self._limits.room(request.prompt, request.params.max_new_tokens, request.params.banned)

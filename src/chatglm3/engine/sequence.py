@@ -94,6 +94,11 @@ class RunningSequence(ABC):
             raise RuntimeError("a waiting request has no cache")
         return self._cache
 
+    def raise_error(self) -> None:
+        """Raise what went wrong with it, if anything did."""
+        if self.error is not None:
+            raise self.error
+
     def begin(self, cache: KVCache, cached_tokens: int) -> None:
         """Admit it; the cache holds the first `cached_tokens` of its prompt."""
         self._cache, self.cached_tokens = cache, cached_tokens
