@@ -14,7 +14,7 @@ from chatglm3.evaluate import Question
 
 LEARNED = 120
 TOPICS = ("配送", "口味", "分量", "服务")
-QUESTION = Question(TOPICS)  # the wording of `chatglm3 evaluate --labels 配送,口味,分量,服务`
+QUESTION = Question(TOPICS)  # what `chatglm3 evaluate` asks if it is told the labels alone
 CHAT, BASE = QUESTION.task(chat=True), QUESTION.task(chat=False)
 
 

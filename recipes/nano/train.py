@@ -8,6 +8,7 @@ Both are trained by `chatglm3.train`: all weights, rows made here. What was begu
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -178,9 +179,17 @@ def run_stages(materials: Materials, work: Path, assets: Path) -> None:
     shutil.copyfile(work / "tokenizer.model", begin / "tokenizer.model")
     shutil.copyfile(Path(__file__).with_name("tokenizer_config.json"), begin / "tokenizer_config.json")
     base = run_stage(BASE, lambda rng: document(tokenizer, corpus, rng), begin, work)
-    shutil.copytree(base, assets / BASE.name, dirs_exist_ok=True)
+    publish(base, assets / BASE.name)
     model = run_stage(CHAT, lambda rng: chat(tokenizer, corpus, letters, rng), base, work)
-    shutil.copytree(model, assets / CHAT.name, dirs_exist_ok=True)
+    publish(model, assets / CHAT.name)
+
+
+def publish(model: Path, target: Path) -> None:
+    """Copy a trained model to its place, with its name in config.json, by which its copies are known as Chat or Base."""
+    shutil.copytree(model, target, dirs_exist_ok=True)
+    config = target / "config.json"
+    named = json.loads(config.read_text(encoding="utf-8")) | {"_name_or_path": target.name}
+    config.write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def run_stage(stage: Stage, sample: Callable[[Random], TrainingRow], model: Path, work: Path) -> Path:

@@ -91,14 +91,20 @@ class Task:
 
     def room(self, tokenizer: Tokenizer) -> int:
         """Tokens that must be free behind a prompt."""
-        return max(map(len, self.labels_ids(tokenizer)[0])) + 1
+        return max(len(ids) for spelling in self.spellings(tokenizer) for ids in spelling) + 1
 
-    def labels_ids(self, tokenizer: Tokenizer) -> tuple[list[list[int]], tuple[int, ...]]:
-        """The labels as this kind of model would write them, and the ids that end one."""
-        if self.chat:
-            return [tokenizer.encode(label) for label in self.labels], tokenizer.stop_ids
-        ids = [tokenizer.encode_continuation(label) for label in self.labels]
-        return ids, (tokenizer.newline_id, tokenizer.eos_id)
+    def spellings(self, tokenizer: Tokenizer) -> list[list[list[int]]]:
+        """The ids of all labels as this kind of model would write them.
+
+        A Base model goes on right behind the prompt, or begins with SentencePiece's space, as rows of a prompt and a
+        response teach it.
+        """
+        apart = [tokenizer.encode(label) for label in self.labels]
+        return [apart] if self.chat else [[tokenizer.encode_continuation(label) for label in self.labels], apart]
+
+    def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """The ids that end a label."""
+        return tokenizer.stop_ids if self.chat else (tokenizer.newline_id, tokenizer.eos_id)
 
 
 class Classifier:
@@ -109,12 +115,15 @@ class Classifier:
     ) -> None:
         """`calibrate` measures the model's prejudice first, on texts that say nothing; `adapter` is one of `engine`."""
         self._engine, self._tokenizer, self._task, self._adapter = engine, tokenizer, task, adapter
-        ids, end_ids = task.labels_ids(tokenizer)
-        if len({tuple(label) for label in ids}) < len(ids):
-            raise MessageError(f"some of these labels are the same to the tokenizer: {', '.join(task.labels)}")
-        size = shared_beginning(ids)
-        self._shared = ids[0][:size]  # it belongs to the prompt
-        self._tree = LabelTree([label[size:] for label in ids], end_ids)
+        spellings = task.spellings(tokenizer)
+        for ids in spellings:
+            if len(set(map(tuple, ids))) < len(ids):
+                raise MessageError(f"some of these labels are the same to the tokenizer: {', '.join(task.labels)}")
+        every = [label for ids in spellings for label in ids]
+        size = shared_beginning(every)
+        self._shared = every[0][:size]  # it belongs to the prompt
+        self._beginnings = [shared_beginning(ids) - size for ids in spellings]
+        self._tree = LabelTree([label[size:] for label in every], task.end_ids(tokenizer))
         self._prior = [0.0] * len(task.labels)
         if calibrate:
             free = [list(result.probabilities.values()) for result in self(CONTENT_FREE)]
@@ -138,7 +147,7 @@ class Classifier:
 
     def _classification(self, ranking: Ranking) -> Classification:
         """Softmax of every label's log-probability per token, over the prejudice."""
-        means = [sum(logprobs) / len(logprobs) for logprobs in ranking.logprobs]
+        means = self._means(ranking)
         weights = [mean - prior for mean, prior in zip(means, self._prior, strict=True)]
         most = max(weights)
         odds = [math.exp(weight - most) for weight in weights]
@@ -147,6 +156,14 @@ class Classifier:
         labels = self._task.labels
         label, found = labels[values.index(best)], dict(zip(labels, values, strict=True))
         return Classification(label, found, best - second, ranking.prompt_tokens, ranking.cached_tokens)
+
+    def _means(self, ranking: Ranking) -> list[float]:
+        """Of each label in the spelling that the model prefers, behind what all labels begin with in it."""
+        count = len(self._task.labels)
+        spelled = [ranking.logprobs[start : start + count] for start in range(0, len(ranking.logprobs), count)]
+        pairs = zip(spelled, self._beginnings, strict=True)
+        found, size = max(pairs, key=lambda pair: max(map(sum, pair[0])))
+        return [sum(logprobs[size:]) / len(logprobs[size:]) for logprobs in found]
 
 
 def require_text(text: str) -> str:

@@ -151,6 +151,14 @@ def test_errors_in_place_of_what_failed(tiny_tokenizer: Tokenizer) -> None:
         glm.chat_batch(["今天"], return_errors=True, temprature=0)  # type: ignore[call-overload]
 
 
+def test_a_base_model_may_begin_its_label_with_a_space() -> None:
+    """nano-base has seen “文字 => 好评”: a prompt that leaves the space to the model asks the same."""
+    with chatglm3.load("nano-base") as glm:
+        for text in ("房间干净，早餐也好", "屏幕坏了，很失望"):
+            asked = [glm.classify(text, ["好评", "差评"], prompt=prompt) for prompt in ("{text} =>", "{text} => ")]
+            assert asked[0].probabilities == pytest.approx(asked[1].probabilities, abs=1e-5)
+
+
 def test_nano_classifies_reviews() -> None:
     rows = [json.loads(line) for line in EXAMPLES.read_text(encoding="utf-8").splitlines()]
     with chatglm3.load("nano") as glm:

@@ -95,7 +95,8 @@ def _print(settings: TrainConfig, result: TrainResult) -> None:
     ending = "stopped early" if result.stopped_early else "done"
     typer.echo(f"{ending} after {result.steps:,} steps: {', '.join(losses) or 'nothing was left to do'}")
     use = f"--model {settings.model} --adapter {result.folder}"
-    typer.echo(f"chatglm3 chat {f'--model {result.folder}' if settings.method == 'full' else use}")
+    command = "chat" if result.kind == "chat" else "complete"
+    typer.echo(f"chatglm3 {command} {f'--model {result.folder}' if settings.method == 'full' else use}")
 
 
 def _is_main() -> bool:

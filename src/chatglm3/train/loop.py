@@ -33,6 +33,7 @@ from chatglm3.train.devices import (
     training_dtype,
 )
 from chatglm3.train.evaluation import GenerationEvaluator
+from chatglm3.train.formats import Kind
 from chatglm3.train.materials import Materials, make_identity, make_plan, read_materials
 from chatglm3.train.methods import export, load_trained, prepare_model, trained_weights
 from chatglm3.train.plot import loss_plot
@@ -45,9 +46,10 @@ Evaluator = Callable[[ChatGLMModel], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to: the folder to use, how many steps were done, and the losses."""
+    """What a run came to: the folder to use, what it learned from, how many steps were done, and the losses."""
 
     folder: Path
+    kind: Kind
     steps: int
     loss: float | None
     """Of the last report; None if nothing was left to do."""
@@ -123,6 +125,7 @@ class _Run:
         self.accelerator.wait_for_everyone()
         return TrainResult(
             self.config.output / ("model" if self.config.method == "full" else "adapter"),
+            self.materials.train.kind,
             state.step,
             losses[-1] if losses else None,
             state.best_step,

@@ -1,0 +1,1 @@
+"""Fine-tuning for takeaway reviews, measured: `python -m recipes.waimai PATH`."""
