@@ -185,7 +185,7 @@ def run_stages(materials: Materials, work: Path, assets: Path) -> None:
 
 
 def publish(model: Path, target: Path) -> None:
-    """Copy a trained model to its place, with its name in config.json, by which its copies are known as Chat or Base."""
+    """Copy a trained model to its place; config.json gets its name, by which copies are known as Chat or Base."""
     shutil.copytree(model, target, dirs_exist_ok=True)
     config = target / "config.json"
     named = json.loads(config.read_text(encoding="utf-8")) | {"_name_or_path": target.name}
