@@ -8,13 +8,18 @@ from chatglm3.errors import MessageError
 from chatglm3.messages import TOOLS_PROMPT, Message, as_history
 from chatglm3.prompt import chat_prompt, message_ids
 from chatglm3.tokenizer import Tokenizer
-from chatglm3.train.data import IGNORED, encode_completion, encode_conversation
+from chatglm3.train.data import IGNORED, TrainingRow, encode_completion, encode_conversation
 from golden import golden_json, needs_golden
 
 GOLDEN: dict[str, Any] = golden_json("training.json")
 ROWS: list[dict[str, Any]] = GOLDEN.get("rows", [])
 RETIRED: list[dict[str, Any]] = GOLDEN.get("retired_kit_rows", [])
 PAIRS: list[dict[str, Any]] = golden_json("tokenization.json").get("pair_cases", [])
+
+
+def with_results(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The retired kit writes null where a tool's result is missing, which is an error here."""
+    return [{"observation": "null", **item} if item["role"] == "tool" else item for item in conversation]
 
 
 def unpadded(row: dict[str, Any]) -> tuple[list[int], list[int]]:
@@ -28,7 +33,7 @@ def unpadded(row: dict[str, Any]) -> tuple[list[int], list[int]]:
 @needs_golden
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"row{row['index']}")
 def test_rows_of_the_official_kit(official_tokenizer: Tokenizer, row: dict[str, Any]) -> None:
-    ids, labels = encode_conversation(official_tokenizer, row["conversations"], train_on_observation=True)
+    ids, labels, *_ = encode_conversation(official_tokenizer, row["conversations"], train_on_observation=True)
     # The official kit cuts a long row anywhere, which can lose the answer and its stop; a row here is whole.
     length = len(row["input_ids"])
     assert (len(ids) > length) == row["truncated"]
@@ -70,8 +75,8 @@ def test_what_the_official_kit_refuses(official_tokenizer: Tokenizer, case: dict
 def test_conversations_of_the_retired_kit(official_tokenizer: Tokenizer, row: dict[str, Any]) -> None:
     official_ids, official_labels = unpadded(row)
     item = row["item"]
-    ids, labels = encode_conversation(
-        official_tokenizer, item["conversations"], tools=item.get("tools"), train_on_observation=True
+    ids, labels, *_ = encode_conversation(
+        official_tokenizer, with_results(item["conversations"]), tools=item.get("tools"), train_on_observation=True
     )
     assert ids[: len(official_ids)] == official_ids
     assert labels[: len(official_ids)] == official_labels
@@ -82,7 +87,7 @@ def test_conversations_of_the_retired_kit(official_tokenizer: Tokenizer, row: di
 @pytest.mark.parametrize("row", [row for row in RETIRED if row["format"] == "input-output"])
 def test_completions_of_the_retired_kit(official_tokenizer: Tokenizer, row: dict[str, Any]) -> None:
     official_ids, official_labels = unpadded(row)
-    ids, labels = encode_completion(official_tokenizer, row["item"]["prompt"], row["item"]["response"])
+    ids, labels, *_ = encode_completion(official_tokenizer, row["item"]["prompt"], row["item"]["response"])
     if len(ids) == len(official_ids):
         assert (ids, labels) == (official_ids, official_labels)
     else:  # the official kit cuts prompt and response, each at its end
@@ -110,8 +115,8 @@ def test_rows_pad_to_the_official_batches(official_tokenizer: Tokenizer, batch: 
     assert padded.input_ids == batch["input_ids"]
 
 
-def targets(row: tuple[list[int], list[int]]) -> list[int]:
-    ids, labels = row
+def targets(row: TrainingRow) -> list[int]:
+    ids, labels, *_ = row
     assert len(ids) == len(labels)
     assert all(label in (IGNORED, i) for i, label in zip(ids, labels, strict=True))
     return [label for label in labels if label != IGNORED]
@@ -153,8 +158,15 @@ def test_a_tool_item_is_a_call_and_its_result(tiny_tokenizer: Tokenizer) -> None
         Message("observation", '{"天气": "晴"}'),
     )
     assert row == encode_conversation(tiny_tokenizer, messages)
-    for broken in ({"name": 3}, {"parameters": "n=1"}):
-        with pytest.raises(MessageError, match="a 'tool' item needs"):
+    for broken, needed in (
+        ({"name": 3}, "a 'name'"),
+        ({"name": ""}, "a 'name'"),
+        ({"parameters": "n=1"}, "'parameters'"),
+    ):
+        with pytest.raises(MessageError, match=f"a 'tool' item needs {needed}"):
             encode_conversation(tiny_tokenizer, [{**tool, **broken}])
+    without = {key: value for key, value in tool.items() if key != "observation"}
+    with pytest.raises(MessageError, match="a 'tool' item needs an 'observation'"):
+        encode_conversation(tiny_tokenizer, [without])
     with pytest.raises(MessageError, match="argument name 'my-arg'"):
         encode_conversation(tiny_tokenizer, [{**tool, "parameters": {"my-arg": 1}}])

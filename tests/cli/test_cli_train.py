@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
 import yaml
 
 from chatglm3.cli.train_init import init
-from chatglm3.train.config import read_config
+from chatglm3.train.config import make_config, read_config
 from cli.runner import Result
 
 Cli = Callable[..., Result]
@@ -109,9 +111,10 @@ def test_init_writes_a_config_that_runs(method: str, cli: Cli, model_dir: Path, 
     answers = f"{model_dir}\n{rows}\n{rows}\n{method}\n{tmp_path / 'out'}\n"
     result = cli("train", "init", file, stdin=answers.encode())
     assert result.status == 0 and "Model to fine-tune" in result.out
-    assert result.out.rstrip().endswith(f"chatglm3 train {file}")
+    assert result.out.rstrip().endswith(f"chatglm3 train check {rows} --model {model_dir}; chatglm3 train {file}")
     found, _ = read_config(file)
-    assert (found.method, found.data.train, found.output) == (method, rows, tmp_path / "out")
+    words = {"model": str(model_dir), "output": tmp_path / "out", "data": {"train": rows, "validation": rows}}
+    assert found == make_config({**words, "method": method, "evaluation": {"every": 500}}, "the defaults")
     text = file.read_text(encoding="utf-8")
     assert text.count("#") > 15 and max(map(len, text.splitlines())) <= 400
     done = cli("train", file, "epochs=null", "steps=1", "device=cpu", "evaluation.every=1")
@@ -121,14 +124,48 @@ def test_init_writes_a_config_that_runs(method: str, cli: Cli, model_dir: Path, 
 def test_init_takes_options_and_refuses_to_write_over_a_file(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "it's.yaml"
     options = ("--model", "nano", "--train", "my: rows.jsonl", "--validation", "-", "--method", "lora", "--output", "o")
-    assert cli("train", "init", file, *options).status == 0
+    written = cli("train", "init", file, *options)
+    assert written.status == 0 and written.err == "my: rows.jsonl is not there yet\n"
+    run, check = f"chatglm3 train {quote(str(file))}", "chatglm3 train check 'my: rows.jsonl' --model nano"
+    assert f"{check}; {run}" in written.out
+    text = file.read_text(encoding="utf-8")
+    assert f"# A training run: {run} [" in text and f"first: {check}\n" in text
     found, _ = read_config(file)
     assert (found.data.train, found.data.validation, found.rate) == (Path("my: rows.jsonl"), None, 1e-4)
-    again = cli("train", "init", file, *options)
-    assert again.status == 1 and "exists; give another name" in again.err
+    for asked in (options, ()):  # without a question
+        again = cli("train", "init", file, *asked)
+        assert (again.status, again.out) == (1, "") and "exists; give another name" in again.err
+    nowhere = cli("train", "init", tmp_path / "nowhere" / "a.yaml")
+    assert (nowhere.status, nowhere.out) == (1, "") and "nowhere is not a folder" in nowhere.err
+    unknown = cli("train", "init", tmp_path / "c.yaml", "--model", "anywhere", *options[2:])
+    assert unknown.status == 0 and "anywhere is no folder here, and not the name of a model" in unknown.err
     wrong = cli("train", "init", tmp_path / "b.yaml", *options[:-4], "--method", "magic", "--output", "o")
     assert wrong.status == 2 and "use lora, ptuning, full" in wrong.err
     assert init.__doc__
+
+
+def test_the_end_of_the_answers_ends_the_line(cli: Cli, tmp_path: Path) -> None:
+    result = cli("train", "init", tmp_path / "a.yaml", stdin=b"nano\n")
+    assert result.status == 130 and result.out.endswith("[train.jsonl]: \n") and not (tmp_path / "a.yaml").exists()
+
+
+def test_a_command_can_be_copied_into_a_shell(cli: Cli, config: Path, model_dir: Path, tmp_path: Path) -> None:
+    result = cli("train", config, f"output={tmp_path}/my out")
+    assert result.status == 0, result.err
+    assert shlex.split(result.out.splitlines()[1])[2:] == [
+        *("--model", str(model_dir), "--adapter", f"{tmp_path}/my out/adapter")
+    ]
+
+
+def test_ctrl_c_before_the_first_checkpoint_promises_none(config: Path) -> None:
+    command = [sys.executable, "-m", "chatglm3", "train", str(config), "steps=2000", "save_every=null"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith("step 1/"))
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    assert rest.endswith("stopped; begin again with the same command, since there is no checkpoint yet\n")
 
 
 def test_ctrl_c_stops_a_run_that_goes_on_later(config: Path, tmp_path: Path) -> None:
@@ -140,5 +177,5 @@ def test_ctrl_c_stops_a_run_that_goes_on_later(config: Path, tmp_path: Path) -> 
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait(timeout=60) == 130
-    assert "tokens/s" in said and "--resume latest goes on from the last one" in rest and "Traceback" not in rest
+    assert "tokens/s" in said and "go on with --resume latest, since checkpoint-" in rest and "Traceback" not in rest
     assert list((tmp_path / "out").glob("checkpoint-*/trainer/state.json"))

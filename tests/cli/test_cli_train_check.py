@@ -65,10 +65,22 @@ def test_validation_rows(cli: Callable[..., Result], data: Path, tmp_path: Path)
     val = write(tmp_path / "val.jsonl", [new, ROWS[1]])
     result = cli("train", "check", data, "--val", val, "--show", "0")
     assert "overlap     1 row (2): the question is also in data.jsonl" in result.out
+    assert "val.jsonl: 2 conversations to validate with" in result.out.splitlines()
     base = write(tmp_path / "base.jsonl", [{"text": "a"}])
     result = cli("train", "check", data, "--val", base)
     assert (result.status, result.out) == (1, "")
     assert "base.jsonl, row 1: it is plain text, and the rows must be conversations" in result.err
+
+
+def test_a_text_in_pieces(cli: Callable[..., Result], tmp_path: Path) -> None:
+    path = write(tmp_path / "text.jsonl", [{"text": "天气很好。" * 30}])
+    result = cli("train", "check", path, "--max-length", "40", "--row", "1")
+    pieces = result.out.count("\nrow 1, ")
+    assert pieces > 1 and f"text.jsonl: {pieces} rows of plain text to train on" in result.out
+    assert "split       1 row (1): too long for one piece, and all of it is learned in several" in result.out
+    record = json.loads(cli("train", "check", path, "--max-length", "40", "--json").out)
+    assert (record["rows"], record["split"], record["dropped"]) == (pieces, [1], {})
+    assert "text.jsonl: 1 row of plain text to train on" in cli("train", "check", path).out
 
 
 def test_json(cli: Callable[..., Result], data: Path) -> None:
@@ -104,6 +116,7 @@ def test_one_clear_line(cli: Callable[..., Result], data: Path, tmp_path: Path) 
     for arguments, problem in (
         ([broken], "broken.jsonl, line 2 is not JSON"),
         ([tmp_path / "absent.json"], "absent.json: No such file or directory"),
+        ([tmp_path / "absent.txt"], "absent.txt: No such file or directory"),
         ([data, "--row", "4"], "row 4 is dropped: no answer to learn"),
         ([data, "--row", "99"], "row 99 does not exist"),
         ([data, "--max-length", "8"], "no row can be used"),

@@ -250,7 +250,7 @@ def test_what_was_loaded_into_the_model_stays_there(name: str, folders: dict[str
     model = tiny_model(tiny_config(VOCABULARY + 8))
     loaded = load_adapter(model, folders[name])
     engine = Engine(model, VOCABULARY)
-    with pytest.raises(AdapterError, match="already"):
+    with pytest.raises(AdapterError, match="already; load it without adapter=, and then add each by its name"):
         engine.adapters.add("again", folders[name])
     before = answer(engine, Request(PROMPT, GREEDY))
     other = "prefix" if name == "red" else "red"

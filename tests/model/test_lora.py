@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import adapter_folders
 from chatglm3.errors import AdapterError, CheckpointError
 from chatglm3.model.adapters import load_adapter
 from chatglm3.model.checkpoint import load_model, save_model
@@ -21,7 +23,7 @@ from chatglm3.model.quantize import quantize_linears
 from chatglm3.model.transformer import ChatGLMModel
 from golden import GOLDEN, golden_json, golden_tensors, needs_golden
 from model.reference import assert_logits, close, inputs_of
-from model.small import logits_of, random_model
+from model.small import CONFIG, logits_of, random_model
 
 LORA = golden_json("lora.json")
 QKV = "transformer.encoder.layers.0.self_attention.query_key_value"
@@ -177,6 +179,9 @@ def test_a_model_with_an_adapter_is_not_saved_as_if_it_had_none(tmp_path: Path) 
         (lambda tensors: tensors.update({"base_model.model.lm_head.weight": torch.ones(2)}), "lm_head"),
         (lambda tensors: tensors.update({A.replace("layers.0", "layers.7"): torch.ones(2, 32)}), "layers.7"),
         (lambda tensors: tensors.clear(), "no LoRA tensors"),
+        (lambda t: t.update({A: torch.ones(2, 32, dtype=torch.int64)}), "lora_A.weight is stored as torch.int64"),
+        (lambda t: t.update({B: t[B].half()}), "A is torch.float32 and B torch.float16, and both must be the same"),
+        (lambda t: t.update({A: torch.ones(3, 32), B: torch.ones(t[B].shape[0], 3)}), "are not of the rank r = 2 in"),
         (lambda t: t.update({A: torch.tensor(1.0)}), "which no adapter has"),
         (lambda t: t.update({A: torch.empty(0, 32)}), "which no adapter has"),
     ],
@@ -197,6 +202,12 @@ def test_lora_tensors_that_do_not_fit_are_named(change: Any, said: str, tmp_path
         ({"r": None}, "r and lora_alpha"),
         ({"r": 0}, "r and lora_alpha"),
         ({"lora_alpha": "8"}, "r and lora_alpha"),
+        ({"lora_alpha": float("inf")}, "lora_alpha must be a finite number, not inf"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a finite number, not nan"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a finite number"),
+        ({"r": 10**400}, "r and lora_alpha"),
+        ({"r": 16}, "are not of the rank r = 16 in adapter_config.json"),
+        ({"rank_pattern": {"dense": 3}}, "rank_pattern"),
     ],
 )
 def test_lora_options_that_are_not_supported_are_named(config: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -204,6 +215,29 @@ def test_lora_options_that_are_not_supported_are_named(config: dict[str, Any], s
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**settings, **config}))
     assert said in refusal(random_model(), folder)
+
+
+def test_an_adapter_of_another_model_is_one_mismatch_and_what_to_do(tmp_path: Path) -> None:
+    folder = adapter_folders.lora_folder(tmp_path / "lora", replace(CONFIG, hidden_size=48))
+    file, config_file = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    settings = json.loads(config_file.read_text())
+    said = refusal(random_model(), folder)
+    assert said.startswith(f"{file}: transformer.encoder.layers.0.") and said.count("do not fit a layer from") == 1
+    assert said.endswith(", and 7 more; it was trained for another model; give that one as --model")
+    config_file.write_text(json.dumps({**settings, "base_model_name_or_path": "zai-org/chatglm3-6b"}))
+    assert "it was trained for another model (zai-org/chatglm3-6b); give that one" in refusal(random_model(), folder)
+
+
+def test_an_adapter_that_fits_may_be_named_for_another_model(tmp_path: Path) -> None:
+    load_adapter(random_model(), lora_folder(tmp_path / "lora", base_model_name_or_path="/elsewhere/chatglm3-6b"))
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 10**4])
+def test_a_whole_model_is_no_adapter(shard_bytes: int, tmp_path: Path) -> None:
+    save_model(random_model(), tmp_path, max_shard_bytes=shard_bytes)
+    assert (tmp_path / "model.safetensors").is_file() == (shard_bytes == 10**9)
+    assert "this is a whole model and no adapter; use it as --model" in refusal(random_model(), tmp_path)
+    assert "no adapter, because there is no such folder" in refusal(random_model(), tmp_path / "nothing")
 
 
 def test_broken_adapter_folders_are_refused(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def load_prefix(model: ChatGLMModel, folder: Path, tensors: dict[str, Tensor]) -
 
 @pytest.mark.parametrize("start", ["transformer.prefix_encoder.", "prefix_encoder."])
 def test_both_spellings_of_the_prefix_are_read(start: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")  # as the official kits leave it
     model = random_model()
     before = logits_of(model)
     load_prefix(model, tmp_path, {f"{start}embedding.weight": torch.randn(5, WIDTH)})
@@ -134,6 +135,8 @@ def test_both_spellings_of_the_prefix_are_read(start: str, tmp_path: Path) -> No
             "prefix_encoder.trans.0.weight is missing",
         ),
         ({"weight": torch.ones(2)}, "not a prefix"),
+        ({"prefix_encoder.embedding.weight": torch.ones(5, 3)}, "it was trained for another model; give that one as"),
+        ({"prefix_encoder.embedding.weight": torch.ones(5, WIDTH, dtype=torch.int64)}, r"stored as torch\.int64"),
     ],
 )
 def test_prefixes_that_do_not_fit_are_refused(tensors: dict[str, Tensor], said: str, tmp_path: Path) -> None:

@@ -29,18 +29,20 @@ def test_rows_survive(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_no_object_is_a_bad_row(tmp_path: Path) -> None:
-    deep = "[" * 100_000
+    deep, long = "[" * 100_000, "9" * 5000
     path = tmp_path / "t.jsonl"
     path.write_text(
-        f'{{"a": NaN, "b": -Infinity, "c": 1e400}}\n\n[1]\n{{"a": \n"x\u2028y"\n{deep}\n{{"a": 1}}', encoding="utf-8"
+        f'{{"a": NaN, "b": -Infinity, "c": 1e400}}\n\n[1]\n{{"a": \n"x\u2028y"\n{deep}\n{{"a": {long}}}\n{{"a": 1}}',
+        encoding="utf-8",
     )
     rows = list(open_table(path).rows())
     assert rows[0] == {"a": None, "b": None, "c": None} and rows[-1] == {"a": 1}
     bad = [row.error for row in rows if isinstance(row, BadRow)]
     assert bad[0] == "line 3 is not a JSON object but [1]"
-    assert bad[1].startswith("line 4 is not JSON: ")
+    assert bad[1] == "line 4 is not JSON: Expecting value (column 6)"
     assert bad[2].startswith("line 5 is not a JSON object")
     assert bad[3].startswith("line 6 is not JSON: ")
+    assert bad[4] == "line 7 is not JSON: a number has too many digits; write it as text, in quotes"
     with pytest.raises(DataError, match=r"t\.jsonl, line 3 is not a JSON object"):
         list(read_rows(path))
 
@@ -76,13 +78,14 @@ def test_a_compressed_file_that_is_cut_off_or_is_none(tmp_path: Path, suffix: st
 @pytest.mark.parametrize("name", ["t.json", "t.xlsx", "t", "t.gz"])
 def test_a_name_that_says_no_format(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
-    with pytest.raises(DataError, match=r"a table is \.jsonl, \.csv, \.tsv or \.parquet"):
+    with pytest.raises(DataError, match=r"a table is \.jsonl, \.ndjson, \.csv, \.tsv, \.parquet"):
         open_table(tmp_path / name)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        list(read_rows(tmp_path / "nothing.jsonl"))
+    for name in ("nothing.jsonl", "nothing.docx"):
+        with pytest.raises(FileNotFoundError):
+            list(read_rows(tmp_path / name))
 
 
 def test_a_file_that_fails_half_way_does_not_appear(tmp_path: Path) -> None:

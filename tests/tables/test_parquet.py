@@ -91,6 +91,7 @@ def test_what_is_no_parquet(tmp_path: Path, data: bytes) -> None:
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         list(read_rows(tmp_path / "nothing.parquet"))
+    (tmp_path / "t.parquet.gz").write_bytes(b"")
     with pytest.raises(DataError, match=r"Parquet is compressed inside"):
         list(read_rows(tmp_path / "t.parquet.gz"))
     with pytest.raises(DataError, match="has no rows"):

@@ -90,6 +90,23 @@ def test_a_row_spelled_out(tiny_tokenizer: Tokenizer) -> None:
     ]
 
 
+def test_what_a_terminal_would_obey_is_spelled_out(tiny_tokenizer: Tokenizer) -> None:
+    marks = "\u202e\ufeff\u200b\u2066\u2028\x85"
+    row = encode_conversation(tiny_tokenizer, [{"role": "assistant", "content": f"a{marks}b"}])
+    shown = "".join(span.text for line in spell(tiny_tokenizer, row) for span in line)
+    assert r"a\u202e\ufeff\u200b\u2066\u2028\x85b" in shown
+
+
+def test_a_text_in_pieces_is_one_row(tmp_path: Path, tiny_tokenizer: Tokenizer) -> None:
+    """It repeats itself in its pieces, and another row in one of them; neither is a repeat or a conflict."""
+    path = tmp_path / "data.jsonl"
+    texts = ["今天天气很好" * 20, "今天天气很好" * 20 + "a", "今天天气很好" * 20]
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    data = load_dataset(path, tiny_tokenizer, max_length=32)
+    assert data.split == (1, 2, 3)
+    assert (duplicates(data), contradictions(data), overlap(data, data)) == ([(1, 3)], [], (1, 2, 3))
+
+
 def test_the_id_that_stops_an_answer_is_shown_as_learned(tiny_tokenizer: Tokenizer) -> None:
     items = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
     lines = spell(tiny_tokenizer, encode_conversation(tiny_tokenizer, items))

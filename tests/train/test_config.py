@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from chatglm3.errors import TrainingError
-from chatglm3.model.config import CHATGLM3_6B
-from chatglm3.train.config import TrainConfig, make_config, read_config, write_config
-from chatglm3.train.devices import fill_deepspeed, make_accelerator, training_device, training_dtype
+from chatglm3.train.config import make_config, read_config, write_config
 from golden import OFFICIAL
-from tiny_model import tiny_config
 
 BASE: dict[str, Any] = {"model": "nano", "data": {"train": "train.jsonl"}, "output": "out"}
 # The official files as their authors wrote them, but for comments.
@@ -102,8 +97,23 @@ def test_a_config_that_is_written_is_read_again(tmp_path: Path) -> None:
         ({"quantize": 3}, "quantize: input should be 8 or 4, not 3"),
         ({"evaluation": {"patience": 2}}, "evaluation.patience needs data.validation"),
         ({"evaluation": {"generate": True}}, "evaluation.generate needs"),
-        ({"data": "train.jsonl"}, "data: input should be"),
-        ({"model": None}, "model: input should be a valid string"),
+        ({"data": "train.jsonl"}, "data: input should be a block of keys, not 'train.jsonl'"),
+        ({"model": None}, "model: input should be text, not null"),
+        ({"learning_rate": 1e300}, "learning_rate: input should be less than or equal to 1000, not 1e+300"),
+        ({"weight_decay": 1e300}, "weight_decay: input should be less than"),
+        ({"lora": {"alpha": 1e300}}, "lora.alpha: input should be less than"),
+        ({"steps": 10**400}, "steps: input should be less than"),
+        ({"batch_size": True}, "batch_size: input should be a number, not true"),
+        ({"learning_rate": True}, "learning_rate: input should be a number, not true"),
+        ({"batch_size": 1.5}, "batch_size: input should be a whole number, not 1.5"),
+        ({"epochs": "many"}, "epochs: input should be a number, not 'many'"),
+        ({"tensorboard": "perhaps"}, "tensorboard: input should be true or false, not 'perhaps'"),
+        ({"adam_betas": 0.9}, "adam_betas: input should be a list, not 0.9"),
+        ({"adam_betas": [0.9]}, "adam_betas.1 is missing"),
+        ({"adam_betas": [0.9, 0.9, 0.9]}, "adam_betas: input has too many values"),
+        ({"lora": {"targets": 3}}, "lora.targets: input should be a list, not 3"),
+        ({"output": 2024}, "output: input should be a path, not 2024"),
+        ({"output": "~nobody-of-this-name/out"}, "output: input begins with the home of nobody here"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -116,7 +126,15 @@ def test_what_is_wrong_is_said_in_one_line(changes: dict[str, Any], said: str, t
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a: [", "is not YAML"), ("- a\n", "one line for each key"), ("", "one line for each key"), ("data: {}", "model")],
+    [
+        ("a: [", "is not YAML"),
+        ("[" * 5000, "is not YAML"),
+        ("- a\n", "one line for each key"),
+        ("", "one line for each key"),
+        ("data: {}", "model is missing"),
+        ("model: nano\noutput: a\nmodel: b\n", "model is given twice, again in line 3; leave one of them"),
+        ("model: nano\noutput: a\nlora: {rank: 4, rank: 8}\n", "rank is given twice, again in line 3"),
+    ],
 )
 def test_files_that_are_no_config(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=said) as caught:
@@ -211,43 +229,36 @@ def test_official_keys_that_are_wrong(words: list[str], said: str, tmp_path: Pat
 
 
 def test_an_official_file_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="model: field required"):
+    with pytest.raises(
+        TrainingError, match="MODEL_DIR is missing; name the model, as in MODEL_DIR=zai-org/chatglm3-6b"
+    ):
         read_config(write(tmp_path, LORA))
 
 
-def test_a_deepspeed_file_is_filled_in() -> None:
-    config = make_config({**BASE, "batch_size": 2, "accumulation": 3, "clip": 0.5, "deepspeed": "ds.json"}, "test")
-    words = {
-        "train_micro_batch_size_per_gpu": "auto",
-        "bf16": {"enabled": "auto"},
-        "optimizer": {"type": "AdamW"},
-        "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "sub_group_size": 1e9},
-    }
-    filled = fill_deepspeed(words, config, torch.bfloat16, 64)
-    assert "auto" not in json.dumps(filled) and "optimizer" not in filled
-    assert (filled["train_micro_batch_size_per_gpu"], filled["gradient_accumulation_steps"]) == (2, 3)
-    assert (filled["gradient_clipping"], filled["bf16"], filled["fp16"]) == (0.5, {"enabled": True}, {"enabled": False})
-    assert filled["zero_optimization"] == {"stage": 3, "reduce_bucket_size": 4096, "sub_group_size": 1e9}
+def test_words_of_the_command_line_are_named_where_they_may_be_wrong(tmp_path: Path) -> None:
+    file = write(tmp_path, BASE)
+    with pytest.raises(TrainingError) as caught:
+        read_config(file, ["steps=-1"])
+    assert str(caught.value) == f"{file} with steps=-1: steps: input should be greater than or equal to 1, not -1"
+    with pytest.raises(TrainingError, match=r"with training_args.max_step=5: unknown key"):
+        read_config(write(tmp_path, LORA), ["training_args.max_step=5"])
 
 
-def test_muon_is_not_for_weights_that_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_config({**BASE, "method": "full", "optimizer": "muon"}, "test")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(TrainingError, match="use optimizer=adamw"):
-        make_accelerator(config, torch.float32, tiny_config(512))
+def test_one_layer_needs_no_list_and_a_date_is_a_name(tmp_path: Path) -> None:
+    config, _ = read_config(write(tmp_path, BASE), ["lora.targets=dense", "data.train=2024-01-31"])
+    assert (config.lora.targets, config.data.train) == (("dense",), Path("2024-01-31"))
+    text = "model: nano\noutput: out\ndata: {train: 2024-01-31}\n"
+    assert read_config(write(tmp_path, text))[0].data.train == Path("2024-01-31")
 
 
-def test_where_and_in_what_precision() -> None:
-    config = make_config({**BASE, "device": "cpu"}, "test")
-    device, shape = training_device(config), tiny_config(300)
-    assert training_dtype(config, shape, device) == torch.float32
-    assert training_dtype(config_with("bfloat16"), CHATGLM3_6B, device) == torch.bfloat16
-    with pytest.raises(TrainingError, match="dtype=float16 needs a GPU"):
-        training_dtype(config_with("float16"), shape, device)
-    for method, mixed in (("lora", "no"), ("full", "bf16")):
-        settings = make_config({**BASE, "device": "cpu", "method": method}, "test")
-        assert make_accelerator(settings, torch.bfloat16, shape).mixed_precision == mixed
-
-
-def config_with(dtype: str) -> TrainConfig:
-    return make_config({**BASE, "device": "cpu", "dtype": dtype}, "test")
+def test_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    words = {"model": "~/model", "output": "~/out", "data": {"train": "~/a.jsonl"}, "deepspeed": "~/ds.json"}
+    config, _ = read_config(write(tmp_path, words))
+    home = tmp_path / "home"
+    assert (config.model, config.output, config.data.train) == (str(home / "model"), home / "out", home / "a.jsonl")
+    assert config.deepspeed == home / "ds.json"
+    words_of_the_kit = ["DATA_DIR=~/rows", "MODEL_DIR=~/model", "training_args.deepspeed=~/ds.json"]
+    config, _ = read_config(write(tmp_path, LORA), words_of_the_kit)
+    assert (config.model, config.data.train) == (str(home / "model"), home / "rows" / "train.json")
+    assert config.deepspeed == home / "ds.json"

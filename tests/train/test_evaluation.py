@@ -92,16 +92,18 @@ def test_an_empty_answer_scores_nothing(tiny_tokenizer: Tokenizer) -> None:
     }
 
 
-def test_predictions_are_kept_call_by_call(model: ChatGLMModel, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    folder = tmp_path / "predictions"
+def test_predictions_are_kept(model: ChatGLMModel, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    names = iter(("first.jsonl", "second.jsonl"))
     examples = examples_of(tiny_tokenizer, (HELLO, ANSWER), (ASK, OTHER))
-    first = GenerationEvaluator(tiny_tokenizer, examples, max_new_tokens=60, folder=folder)
-    scores = first(model)
-    GenerationEvaluator(tiny_tokenizer, examples[:1], folder=folder, max_new_tokens=60)(model)  # as after a resume
-    assert sorted(path.name for path in folder.iterdir()) == ["predictions-1.jsonl", "predictions-2.jsonl"]
-    lines = [json.loads(line) for line in (folder / "predictions-1.jsonl").read_text(encoding="utf-8").splitlines()]
+    evaluator = GenerationEvaluator(
+        tiny_tokenizer, examples, max_new_tokens=60, file=lambda: tmp_path / "predictions" / next(names)
+    )
+    scores = evaluator(model)
+    evaluator(model)
+    texts = [(tmp_path / "predictions" / name).read_text("utf-8") for name in ("first.jsonl", "second.jsonl")]
+    assert texts[0] == texts[1] and "今天天气" in texts[0]
+    lines = [json.loads(line) for line in texts[0].splitlines()]
     assert [(line["reference"], line["prediction"]) for line in lines] == [(ANSWER, ANSWER), (OTHER, LABEL)]
-    assert "今天天气" in (folder / "predictions-1.jsonl").read_text(encoding="utf-8")
     for name in ("rouge-1", "rouge-2", "rouge-l", "bleu-4", "exact_match"):
         assert sum(line[name] for line in lines) / 2 == pytest.approx(scores[name])
 

@@ -207,14 +207,38 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"messages": "[" * 100_000}, "the conversation is not JSON: "),
     ({"messages": {"role": "user"}}, "the conversation is not a list of messages"),
     ({"messages": [["a", "b"]]}, "the conversation is not a list of messages"),
-    ({"messages": [USER, {"role": "bot", "content": "b"}]}, "message 2: unknown role 'bot'"),
+    (
+        {"messages": [USER, {"role": "bot", "content": "b"}]},
+        "message 2: unknown role 'bot': use one of system, user, assistant, observation, tool",
+    ),
     ({"messages": [USER, {"role": "assistant"}]}, "message 2: it has no 'content'"),
     ({"messages": [{"role": "user", "content": 3}]}, "message 1: content must be a string, not int"),
     ({"messages": [{"role": "user", "content": [{"image_url": ""}]}]}, "message 1: a part of its content is no text"),
     ({"messages": [{**USER, "loss": "false"}]}, "message 1: 'loss' must be true or false"),
     ({"messages": [{**USER, "weight": 0.5}]}, "message 1: 'weight' must be 0 or 1"),
     ({"messages": [{"role": "observation", "content": "o"}]}, "an observation comes before any assistant turn"),
-    ({"messages": [{"role": "tool", "name": "t", "parameters": [], "observation": "o"}]}, "message 1: a 'tool' item"),
+    (
+        {"messages": [{"role": "tool", "name": "t", "parameters": [], "observation": "o"}]},
+        "message 1: a 'tool' item needs 'parameters'",
+    ),
+    (
+        {"messages": [USER, {"role": "tool", "name": "t", "parameters": {"a": 1}}]},
+        "message 2: a 'tool' item needs an 'observation'",
+    ),
+    (
+        {"messages": [USER, {"role": "tool", "name": "t", "parameters": {"a": 1}, "observation": None}]},
+        "message 2: a 'tool' item needs an 'observation'",
+    ),
+    ({"messages": [USER, {"role": "tool", "name": "t"}]}, "message 2: a 'tool' item needs an 'observation'"),
+    (
+        {"messages": [USER, {"role": "tool", "name": None, "parameters": None, "observation": None}]},
+        "message 2: a 'tool' item needs a 'name'",
+    ),
+    (
+        {"messages": [*OPENAI["messages"][:3], {"role": "tool", "tool_call_id": "c1", "content": None}]},
+        "message 4: the result of a call has no 'content'",
+    ),
+    ({"messages": "[%s]" % ("9" * 5000)}, "the conversation is not JSON: a number has too many digits"),
     ({"messages": [{"role": "tool", "tool_call_id": "x", "content": "o"}]}, "message 1: a message of the role tool"),
     ({"messages": [USER, {"role": "assistant", "tool_calls": ["x"]}]}, "message 2: a tool call is"),
     (

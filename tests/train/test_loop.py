@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import chatglm3
 from chatglm3.errors import DataError, TrainingError
 from chatglm3.model.transformer import ChatGLMModel
 from chatglm3.train.loop import train
-from chatglm3.train.progress import Progress
+from chatglm3.train.progress import MetricsLog, Progress
 from train.runs import data_file, metrics, model_folder, settings
 
 TOOLS = [{"name": "get_weather", "parameters": {"city": {"type": "string"}}}]
@@ -155,6 +153,17 @@ def test_an_evaluator_adds_its_metrics(model: Path, data: Path, tmp_path: Path) 
     assert seen[0].training
 
 
+def test_an_evaluator_needs_no_validation_rows_and_may_find_nothing(model: Path, data: Path, tmp_path: Path) -> None:
+    listener, found = Listener(), iter((float("nan"), 2.0))
+    config = settings(model, data, tmp_path / "out", evaluation={"every": 3})
+    result = train(config, evaluator=lambda _: {"score": next(found)}, reporter=listener)
+    assert [step for step, _ in listener.measurements] == [3, 6] and result.validation_loss is None
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [record["score"] for record in records if "score" in record] == [None, 2.0]
+    assert MetricsLog(tmp_path / "out", 6, False).points("score") == [(6, 2.0)]
+
+
 def test_generated_answers_are_measured_and_kept(model: Path, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("jieba")
     files = {"train": str(data), "validation": str(data), "test": str(data)}
@@ -162,8 +171,11 @@ def test_generated_answers_are_measured_and_kept(model: Path, data: Path, tmp_pa
     train(settings(model, data, tmp_path / "out", data=files, evaluation=evaluation))
     for name in ("rouge-l", "bleu-4", "exact_match"):
         assert len(metrics(tmp_path / "out", name)) == 2 and len(metrics(tmp_path / "out", f"test_{name}")) == 1
-    kept = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").glob("predictions*/*")]
-    assert len(kept) == 3
+    kept = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").glob("predictions*/*"))
+    assert kept == [
+        "predictions-test/predictions-6.jsonl",
+        *(f"predictions/predictions-{step}.jsonl" for step in (3, 6)),
+    ]
     assert (tmp_path / "out" / kept[0]).read_text(encoding="utf-8").count("\n") == 4
 
 
@@ -186,43 +198,6 @@ def test_tensorboard_gets_the_same_numbers(model: Path, data: Path, tmp_path: Pa
     pytest.importorskip("tensorboard")
     train(settings(model, data, tmp_path / "out", tensorboard=True, steps=2))
     assert list((tmp_path / "out" / "tensorboard").glob("events.*"))
-
-
-@pytest.fixture
-def disk() -> Iterator[Callable[[int], None]]:
-    """Sets a size that no file of this process can grow beyond, until the end of the test."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-class FullDisk(Listener):
-    """The disk is full from a step on."""
-
-    def __init__(self, step: int, disk: Callable[[int], None]) -> None:
-        super().__init__()
-        self.step, self.disk = step, disk
-
-    def progress(self, now: Progress) -> None:
-        if now.step == self.step:
-            self.disk(2_000)
-
-
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_full_disk_leaves_earlier_checkpoints_whole(
-    method: str, model: Path, data: Path, tmp_path: Path, disk: Callable[[int], None]
-) -> None:
-    output = tmp_path / "out"
-    config = settings(model, data, output, method=method, keep=None)
-    with pytest.raises(TrainingError, match=r"checkpoint-4 cannot be saved .*; checkpoint-2 is whole") as caught:
-        train(config, reporter=FullDisk(4, disk))
-    disk(resource.RLIM_INFINITY)
-    assert "\n" not in str(caught.value) and "--resume latest" in str(caught.value)
-    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-2"]
-    whole = train(settings(model, data, tmp_path / "whole", method=method, keep=None))
-    resumed = train(config, resume="latest")
-    name = "model.safetensors" if method == "full" else "adapter_model.safetensors"
-    assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -252,3 +227,22 @@ def test_what_cannot_begin_says_why_and_leaves_nothing(
     with pytest.raises(error, match=said) as caught:
         train(settings(model, data, tmp_path / "out", **words))
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_data_in_another_encoding(model: Path, data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(data.read_text(encoding="utf-8"), encoding="utf-16-be")
+    for encoding in ("utf-16-be", "ascii"):
+        config = settings(
+            model,
+            other,
+            tmp_path / encoding,
+            data={"train": str(other), "encoding": encoding},
+            steps=1,
+            save_every=None,
+        )
+        if encoding == "ascii":
+            with pytest.raises(DataError, match=r"other\.json"):
+                train(config)
+        else:
+            assert train(config).steps == 1

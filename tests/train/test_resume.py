@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+import chatglm3
 from chatglm3.errors import TrainingError
 from chatglm3.train.loop import train
 from train.runs import data_file, metrics, model_folder, random_rows, settings
+from train.stopping import StopError, Stopper, kill_at, start, stopped
 
 NAME = {"lora": "adapter_model.safetensors", "ptuning": "model.safetensors", "full": "model.safetensors"}
 
@@ -28,24 +26,6 @@ def model(tiny_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return data_file(tmp_path / "train.jsonl", 14)
-
-
-def start(folder: Path, config: dict[str, Any], *words: str) -> subprocess.Popen[str]:
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [sys.executable, "-m", "chatglm3", "train", str(file), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def kill_at(process: subprocess.Popen[str], line: str) -> None:
-    """Kill the process when it says `line`."""
-    assert process.stderr is not None
-    for said in process.stderr:
-        if said.startswith(line):
-            process.kill()
-            break
-    process.communicate()
-    assert process.wait() == -signal.SIGKILL
 
 
 def test_killed_and_resumed_gives_the_weights_of_a_run_that_was_not(model: Path, data: Path, tmp_path: Path) -> None:
@@ -64,28 +44,6 @@ def test_killed_and_resumed_gives_the_weights_of_a_run_that_was_not(model: Path,
     assert (output / "adapter" / NAME["lora"]).read_bytes() == (whole.folder / NAME["lora"]).read_bytes()
     assert metrics(output, "loss") == metrics(tmp_path / "whole", "loss")
     assert metrics(output, "validation_loss") == metrics(tmp_path / "whole", "validation_loss")
-
-
-class StopError(Exception):
-    """What stops a run in the middle."""
-
-
-class Stopper:
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def note(self, text: str) -> None: ...
-
-    def measured(self, step: int, found: Any) -> None: ...
-
-    def progress(self, now: Any) -> None:
-        if now.step == self.step:
-            raise StopError
-
-
-def stopped(model: Path, data: Path, output: Path, step: int = 3, /, **changes: Any) -> None:
-    with pytest.raises(StopError):
-        train(settings(model, data, output, **changes), reporter=Stopper(step))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +133,53 @@ def test_another_model_and_other_data_are_refused(
         train(settings(model, data, tmp_path / "out"), resume="latest")
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_losses_of_other_validation_rows_are_not_compared(known: bool, model: Path, data: Path, tmp_path: Path) -> None:
+    output, files = tmp_path / "out", {"train": str(data), "validation": str(data)}
+    stopped(model, data, output, 5, data=files, keep=None)
+    file = output / "checkpoint-4" / "trainer" / "state.json"
+    record = json.loads(file.read_text())
+    record["state"]["best_loss"] = 1e-3  # as rows of another sort may have it
+    if not known:  # as it was written before this was told
+        del record["identity"]["validation"]
+    file.write_text(json.dumps(record))
+    same = train(settings(model, data, output, data=files, keep=None), resume="4")
+    assert (same.best_step, same.validation_loss) == (4, 1e-3)
+    if known:
+        listener, other = Stopper(), {**files, "validation": str(data_file(tmp_path / "other.jsonl", 5, first=70))}
+        result = train(settings(model, data, output, data=other), resume="4", reporter=listener)
+        assert result.best_step == 6 and result.validation_loss == metrics(output, "validation_loss")[-1]
+        assert "the validation rows are not those of before, so the best loss so far is forgotten" in listener.notes
+
+
+def test_an_adapter_is_whole_though_the_words_beside_its_weights_were_not(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    stopped(model, data, tmp_path / "out", 5, save_every=4)
+    (tmp_path / "out" / "checkpoint-4" / "adapter_config.json").write_text("{")
+    config = settings(model, data, tmp_path / "out", save_every=4)
+    train(config, resume="latest")
+    done = tmp_path / "out" / "checkpoint-6"
+    (done / "adapter_config.json").write_text("{")
+    result = train(config, resume="latest")
+    with chatglm3.load(model, adapter=result.folder) as glm:
+        assert glm.chat("今天", temperature=0, max_new_tokens=3).usage.completion_tokens <= 3
+
+
+def test_a_best_checkpoint_that_is_damaged_is_named(model: Path, data: Path, tmp_path: Path) -> None:
+    output, files = tmp_path / "out", {"train": str(data), "validation": str(data)}
+    stopped(model, data, output, 5, data=files, keep=None)
+    state = output / "checkpoint-4" / "trainer" / "state.json"
+    record = json.loads(state.read_text())
+    record["state"] |= {"best_step": 2, "best_loss": 1e-3}
+    state.write_text(json.dumps(record))
+    weights = output / "checkpoint-2" / NAME["lora"]
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(chatglm3.ChatGLMError, match=f"checkpoint-2/{NAME['lora']} cannot be read"):
+        train(settings(model, data, output, data=files, keep=None), resume="4")
+    assert not (output / "adapter").exists()
+
+
 def test_another_version_and_damaged_files_are_refused(model: Path, data: Path, tmp_path: Path) -> None:
     stopped(model, data, tmp_path / "out")
     config, trainer = settings(model, data, tmp_path / "out"), tmp_path / "out" / "checkpoint-2" / "trainer"
@@ -196,21 +201,3 @@ def test_another_version_and_damaged_files_are_refused(model: Path, data: Path, 
     (trainer.parent / NAME["lora"]).unlink()
     with pytest.raises(TrainingError, match="cannot be read"):
         train(config, resume="latest")
-
-
-def test_a_new_run_does_not_write_over_another_one(model: Path, data: Path, tmp_path: Path) -> None:
-    stopped(model, data, tmp_path / "out")
-    with pytest.raises(TrainingError, match=r"up to step 2; go on with --resume latest, or give another output"):
-        train(settings(model, data, tmp_path / "out"))
-    for resume, said in (("7", "those of the steps 2"), ("nowhere", "no checkpoint 'nowhere'")):
-        with pytest.raises(TrainingError, match=said):
-            train(settings(model, data, tmp_path / "out"), resume=resume)
-    with pytest.raises(TrainingError, match="begin without --resume"):
-        train(settings(model, data, tmp_path / "none"), resume="latest")
-
-
-def test_what_a_killed_save_left_is_no_checkpoint(model: Path, data: Path, tmp_path: Path) -> None:
-    stopped(model, data, tmp_path / "out")
-    (tmp_path / "out" / "checkpoint-5.incomplete" / "trainer").mkdir(parents=True)
-    assert train(settings(model, data, tmp_path / "out"), resume="latest").steps == 6
-    assert not list((tmp_path / "out").glob("*.incomplete"))

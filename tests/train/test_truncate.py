@@ -11,7 +11,7 @@ from chatglm3.messages import Message, Role
 from chatglm3.prompt import chat_prompt, completion_prompt, message_ids
 from chatglm3.tokenizer import Tokenizer
 from chatglm3.train.data import IGNORED, Turn, encode_completion, encode_turns
-from chatglm3.train.truncate import shorten_completion, shorten_turns
+from chatglm3.train.truncate import shorten_completion, shorten_turns, split_text
 
 TEXTS = st.text(st.sampled_from("你好北京天气ab 😀\n1"), max_size=12)
 TOOLS = [{"name": "weather"}]
@@ -48,7 +48,7 @@ def test_a_shortened_conversation(tiny_tokenizer: Tokenizer, system: list[Turn],
         # Of a character that is several ids no part is left, so that 3 more can be missing.
         assert len(least.input_ids) - max(spare, 0) > limit - 3
         return
-    ids, labels = row
+    ids, labels, *_ = row
     assert len(ids) == len(labels) <= limit
     assert ids[: len(kept)] == kept and set(labels[: len(kept)]) == {IGNORED}
     assert ids[-1] == labels[-1] and ids[-1] in (t.eos_id, t.user_id, t.assistant_id, t.observation_id)
@@ -74,7 +74,7 @@ def test_a_shortened_completion(tiny_tokenizer: Tokenizer, prompt: str, response
     if row is None:
         assert len(learned) + 3 + 3 > limit or not prompt
         return
-    ids, labels = row
+    ids, labels, *_ = row
     opening = completion_prompt(t, "")
     assert len(ids) == len(labels) <= limit
     assert ids[: len(opening)] == opening
@@ -127,3 +127,20 @@ def test_a_cut_leaves_whole_characters(tiny_tokenizer: Tokenizer) -> None:
 
 def test_plain_text_is_never_cut(tiny_tokenizer: Tokenizer) -> None:
     assert shorten_completion(tiny_tokenizer, "", "你好" * 50, 20) is None
+
+
+@given(text=st.text(st.sampled_from("你好北京天气ab 😀\n1"), max_size=80), limit=st.integers(1, 40))
+def test_plain_text_in_pieces(tiny_tokenizer: Tokenizer, text: str, limit: int) -> None:
+    t = tiny_tokenizer
+    opening, whole = completion_prompt(t, ""), encode_completion(t, "", text).input_ids
+    rows = split_text(t, text, limit)
+    if limit < len(opening) + 6:
+        assert rows == []
+        return
+    assert [i for row in rows for i in row.input_ids[len(opening) :]] == whole[len(opening) :]
+    for row in rows:
+        ids, labels, *_ = row
+        assert ids[: len(opening)] == opening and labels == [IGNORED] * len(opening) + ids[len(opening) :]
+        assert len(ids) <= limit and "\ufffd" not in t.decode(ids)
+        assert row is rows[-1] or len(ids) >= limit - 4, "a piece is full"
+        assert len(rows) == 1 or ids[len(opening) :] != [t.eos_id]

@@ -43,6 +43,7 @@ def _described(dataset: Dataset) -> dict[str, Any]:
         **asdict(measure(dataset)),
         "histogram": histogram([len(row.input_ids) for row in dataset.rows]),
         "shortened": list(dataset.shortened),
+        "split": list(dataset.split),
         "dropped": {reason: list(numbers) for reason, numbers in dataset.dropped_rows.items()},
         "remarks": {remark: list(numbers) for remark, numbers in dataset.remarks.items()},
         "duplicates": [list(group) for group in duplicates(dataset)],
@@ -50,11 +51,11 @@ def _described(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def lines(path: Path, model: str, dataset: Dataset) -> Iterator[str]:
-    """A file's lengths, and a line for each thing that was found in it."""
+def lines(path: Path, model: str, dataset: Dataset, purpose: str) -> Iterator[str]:
+    """A file's lengths, and a line for each thing that was found in it; `purpose` is what its rows are there to do."""
     found = _described(dataset)
-    what = "conversations" if dataset.kind == "chat" else "rows of plain text"
-    yield f"{path.name}: {found['rows']:,} {what} to train on"
+    what = "conversation{}" if dataset.kind == "chat" else "row{} of plain text"
+    yield f"{path.name}: {found['rows']:,} {what.format('s' * (found['rows'] != 1))} to {purpose}"
     share = found["targets"] / found["tokens"]
     yield _entry("tokens", f"{found['tokens']:,} of {model}, {found['targets']:,} of them ({share:.0%}) are learned")
     yield _entry(
@@ -64,6 +65,8 @@ def lines(path: Path, model: str, dataset: Dataset) -> Iterator[str]:
     yield from _bars(found["histogram"])
     if dataset.shortened:
         yield _entry("shortened", f"{_rows(dataset.shortened)}: the beginning is cut off, and a larger length keeps it")
+    if dataset.split:
+        yield _entry("split", f"{_rows(dataset.split)}: too long for one piece, and all of it is learned in several")
     yield from (_entry("dropped", f"{_rows(rows)}: {reason}") for reason, rows in dataset.dropped_rows.items())
     yield from (_entry("remark", f"{_rows(rows)}: {remark}") for remark, rows in dataset.remarks.items())
     yield from _groups("repeated", found["duplicates"], "say the same")

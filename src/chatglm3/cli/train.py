@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 
 from chatglm3.cli.train_check import check
-from chatglm3.cli.train_init import init
+from chatglm3.cli.train_init import Questions, init
 from chatglm3.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -73,13 +74,15 @@ def run(
         with ProgressBar() as bar:
             result = _train_with(settings, resume, bar)
     except KeyboardInterrupt:
-        typer.echo("stopped; checkpoints are kept, and --resume latest goes on from the last one", err=True)
+        from chatglm3.train.checkpoints import way_on
+
+        typer.echo(f"stopped; {way_on(settings.output)}", err=True)
         raise
     _print(settings, result)
 
 
 app.command("check")(check)
-app.command("init")(init)
+app.command("init", cls=Questions)(init)
 
 
 def _train_with(settings: TrainConfig, resume: str | None, reporter: Reporter) -> TrainResult:
@@ -94,9 +97,9 @@ def _print(settings: TrainConfig, result: TrainResult) -> None:
         losses.append(f"best validation loss {result.validation_loss:.4f} after step {result.best_step:,}")
     ending = "stopped early" if result.stopped_early else "done"
     typer.echo(f"{ending} after {result.steps:,} steps: {', '.join(losses) or 'nothing was left to do'}")
-    use = f"--model {settings.model} --adapter {result.folder}"
-    command = "chat" if result.kind == "chat" else "complete"
-    typer.echo(f"chatglm3 {command} {f'--model {result.folder}' if settings.method == 'full' else use}")
+    folder = quote(str(result.folder))
+    use = f"--model {folder}" if settings.method == "full" else f"--model {quote(settings.model)} --adapter {folder}"
+    typer.echo(f"chatglm3 {'chat' if result.kind == 'chat' else 'complete'} {use}")
 
 
 def _is_main() -> bool:

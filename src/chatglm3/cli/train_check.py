@@ -69,10 +69,10 @@ def check(
 
 
 def _print(data: Path, model: str, train: Dataset, val: Path | None, validation: Dataset | None) -> None:
-    for line in lines(data, model, train):
+    for line in lines(data, model, train, "train on"):
         typer.echo(line)
     if val is not None and validation is not None:
-        for line in ("", *lines(val, model, validation), overlap_line(data, train, validation)):
+        for line in ("", *lines(val, model, validation, "validate with"), overlap_line(data, train, validation)):
             typer.echo(line)
 
 
@@ -110,9 +110,8 @@ def _chosen(train: Dataset, wanted: Sequence[int] | None, show: int) -> list[int
     """The places of the rows to spell out."""
     if not wanted:
         return list(range(min(show, len(train.rows))))
-    places = {number: place for place, number in enumerate(train.numbers)}
     for number in wanted:
-        if number not in places:
+        if number not in train.numbers:
             reasons = [reason for reason, rows in train.dropped_rows.items() if number in rows]
             raise DataError(f"row {number} {'is dropped: ' + reasons[0] if reasons else 'does not exist'}")
-    return [places[number] for number in wanted]
+    return [place for number in wanted for place, own in enumerate(train.numbers) if own == number]

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from chatglm3.errors import AdapterError, CheckpointError
 from chatglm3.model.lora import LoraLinear, pair_up, read_scale
 from chatglm3.model.prefix_encoder import PrefixEncoder
-from chatglm3.model.shards import list_file, read_rows
+from chatglm3.model.shards import list_file, list_tensors, read_rows
 from chatglm3.model.transformer import ChatGLMModel
 
 _FILES = ("adapter_model.safetensors", "adapter_model.bin", "model.safetensors", "pytorch_model.bin")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_AGAIN = "the model has an adapter already; load it without adapter=, and then add each by its name"
 
 
 class Adapter(Protocol):
@@ -53,7 +55,7 @@ def read_adapter(model: ChatGLMModel, path: str | Path) -> Adapter:
     if not is_lora(file):
         return _PrefixAdapter(model, _read_file(file), file)
     if any(isinstance(module, LoraLinear) for module in model.modules()):
-        raise AdapterError(f"{file}: the model has an adapter already; unload() or merge() that one first")
+        raise AdapterError(f"{file}: {_AGAIN}")
     pairs, scale = read_lora(model, file)
     return _LoraAdapter(model, pairs, scale)
 
@@ -77,7 +79,11 @@ def acting(adapter: Adapter | None) -> Iterator[None]:
 
 def find_adapter(directory: Path) -> Path:
     """The file of an adapter's tensors; `AdapterError` if the folder has none."""
+    if not directory.is_dir():
+        raise AdapterError(f"{directory}: no adapter, because there is no such folder")
     file = next((directory / name for name in _FILES if (directory / name).is_file()), None)
+    if (file is None or not is_lora(file)) and _is_model(directory):
+        raise AdapterError(f"{directory}: this is a whole model and no adapter; use it as --model")
     if file is None:
         raise AdapterError(f"{directory}: no adapter (looked for {', '.join(_FILES)})")
     return file
@@ -99,7 +105,8 @@ def read_lora(model: ChatGLMModel, file: Path) -> tuple[dict[str, tuple[Tensor, 
         raise AdapterError(
             f"{config_file}: peft_type {config.get('peft_type')} is not supported; use LORA or P-Tuning v2"
         )
-    return pair_up(_read_file(file), model, file), read_scale(config, config_file)
+    r, scale = read_scale(config, config_file)
+    return pair_up(_read_file(file), model, file, r, _other_model(file)), scale
 
 
 class _LoraAdapter:
@@ -131,7 +138,7 @@ class _LoraAdapter:
 class _PrefixAdapter:
     def __init__(self, model: ChatGLMModel, tensors: dict[str, Tensor], source: Path) -> None:
         if hasattr(model.transformer, "prefix_encoder"):
-            raise AdapterError(f"{source}: the model has a prefix already; unload() that one first")
+            raise AdapterError(f"{source}: {_AGAIN}")
         self._model = model
         marker = "prefix_encoder."
         weights = {name.partition(marker)[2]: tensor for name, tensor in tensors.items() if marker in name}
@@ -162,10 +169,30 @@ def _check_prefix(encoder: PrefixEncoder, weights: dict[str, Tensor], source: Pa
         if wanted.get(name) != found.get(name):
             raise AdapterError(
                 f"{source}: prefix_encoder.{name} is {found.get(name, 'missing')} where this model needs "
-                f"{wanted.get(name, 'nothing')}; was the prefix trained for another model?"
+                f"{wanted.get(name, 'nothing')}; {_other_model(source)}"
             )
+        if weights[name].dtype != weights["embedding.weight"].dtype:
+            raise AdapterError(f"{source}: prefix_encoder.{name} is {weights[name].dtype}, unlike the embedding")
         if not torch.isfinite(weights[name]).all():
             raise AdapterError(f"{source}: prefix_encoder.{name} holds NaN or infinite values")
+
+
+def _is_model(directory: Path) -> bool:
+    """Whether a folder holds the weights of a model. The official kits put a config.json beside a prefix, too."""
+    if not (directory / "config.json").is_file():
+        return False
+    try:
+        return not all("prefix_encoder." in name for name in list_tensors(directory))
+    except CheckpointError:
+        return False
+
+
+def _other_model(file: Path) -> str:
+    """What to do about an adapter that does not fit."""
+    config_file = file.with_name("adapter_config.json")
+    name = _read_json(config_file).get("base_model_name_or_path") if config_file.is_file() else None
+    known = f" ({name})" if isinstance(name, str) and name.isprintable() and name else ""
+    return f"it was trained for another model{known}; give that one as --model"
 
 
 def _read_file(file: Path) -> dict[str, Tensor]:
@@ -177,6 +204,9 @@ def _read_file(file: Path) -> dict[str, Tensor]:
     empty = [name for name, info in headers.items() if not info.shape or 0 in info.shape]
     if empty:
         raise AdapterError(f"{file}: {empty[0]} has the shape {list(headers[empty[0]].shape)}, which no adapter has")
+    other = next((name for name, info in headers.items() if info.dtype not in _DTYPES), None)
+    if other is not None:
+        raise AdapterError(f"{file}: {other} is stored as {headers[other].dtype}, which no adapter is")
     return {name: torch.cat([part.clone() for _, part in read_rows(name, info)]) for name, info in headers.items()}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ TARGETS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 """The layers of a block that an adapter may change."""
 
 _PREFIX = "base_model.model."
+_MOST_RANK = 2**20
 # Options of PEFT that change what the two matrices mean, and the value each has without them.
 _UNSUPPORTED = {
     "use_dora": False,
     "fan_in_fan_out": False,
     "bias": "none",
     "alpha_pattern": {},
+    "rank_pattern": {},
     "modules_to_save": None,
     "lora_bias": False,
 }
@@ -66,8 +69,8 @@ class LoraLinear(nn.Module):
         return self.base
 
 
-def read_scale(config: Mapping[str, Any], source: Path) -> float:
-    """The factor on B A that adapter_config.json asks for.
+def read_scale(config: Mapping[str, Any], source: Path) -> tuple[int, float]:
+    """The rank that adapter_config.json names, and the factor on B A that it asks for.
 
     Raises `AdapterError` for an option that this package does not have.
     """
@@ -75,40 +78,59 @@ def read_scale(config: Mapping[str, Any], source: Path) -> float:
         if config.get(option, plain) not in (plain, None):
             raise AdapterError(f"{source}: {option} = {json.dumps(config[option])} is not supported")
     r, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(r, int) or not isinstance(alpha, int | float) or r < 1:
+    if not isinstance(r, int) or not isinstance(alpha, int | float) or not 1 <= r <= _MOST_RANK:
         raise AdapterError(f"{source}: r and lora_alpha must be numbers, not {r!r} and {alpha!r}")
-    return float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
+    if not abs(alpha) <= sys.float_info.max:  # NaN neither
+        raise AdapterError(f"{source}: lora_alpha must be a finite number, not {alpha!r}")
+    return r, float(alpha) / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
-def pair_up(tensors: Mapping[str, Tensor], model: ChatGLMModel, source: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B for each module name of `model`; `AdapterError` names what is missing, unknown or misshapen."""
+def pair_up(
+    tensors: Mapping[str, Tensor], model: ChatGLMModel, source: Path, r: int, advice: str
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B for each module name of `model`.
+
+    `AdapterError` names the first one that is missing, unknown or misshapen (then it ends in `advice`), is not of the
+    rank `r`, or holds what no matrix may hold.
+    """
     halves: dict[str, dict[str, Tensor]] = {}
-    problems: list[str] = []
     for name, tensor in tensors.items():
         module, _, half = name.removeprefix(_PREFIX).replace(".default.", ".").removesuffix(".weight").rpartition(".")
-        if half in ("lora_A", "lora_B") and module.rpartition(".")[2] in TARGETS:
-            halves.setdefault(module, {})[half] = tensor
-        else:
-            problems.append(f"{name} is not a LoRA tensor of this model")
-    for module, pair in halves.items():
-        problems.extend(_misfits(module, pair, model))
-    if problems or not halves:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise AdapterError(f"{source}: {'; '.join(problems[:5]) or 'holds no LoRA tensors'}{more}")
+        if half not in ("lora_A", "lora_B") or module.rpartition(".")[2] not in TARGETS:
+            raise AdapterError(f"{source}: {name} is not a LoRA tensor of this model")
+        halves.setdefault(module, {})[half] = tensor
+    misfits = [misfit for module, pair in halves.items() for misfit in _misfits(module, pair, model)]
+    if misfits:
+        more = f", and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        raise AdapterError(f"{source}: {misfits[0]}{more}; {advice}")
+    faults = [fault for module, pair in halves.items() for fault in _faults(module, pair, r)]
+    if faults or not halves:
+        raise AdapterError(f"{source}: {faults[0] if faults else 'holds no LoRA tensors'}")
     return {module: (pair["lora_A"], pair["lora_B"]) for module, pair in halves.items()}
 
 
-def _misfits(module: str, pair: Mapping[str, Tensor], model: ChatGLMModel) -> list[str]:
+def _misfits(module: str, pair: Mapping[str, Tensor], model: ChatGLMModel) -> Iterator[str]:
+    """How a pair differs from what this model has."""
     try:
         layer: Any = model.get_submodule(module)
     except AttributeError:
-        return [f"{module} is not a layer of this model"]
+        yield f"{module} is not a layer of this model"
+        return
+    ends = {"lora_A": (-1, layer.in_features), "lora_B": (0, layer.out_features)}
+    if any(tensor.shape[ends[half][0]] != ends[half][1] for half, tensor in pair.items()):
+        shapes = " and ".join(f"{half[-1]} {list(tensor.shape)}" for half, tensor in pair.items())
+        yield f"{module}: {shapes} do not fit a layer from {layer.in_features} to {layer.out_features}"
+
+
+def _faults(module: str, pair: Mapping[str, Tensor], r: int) -> Iterator[str]:
+    """What is wrong with a pair for any model."""
     if len(pair) < 2:
-        return [f"{module} has {next(iter(pair))} only"]
+        yield f"{module} has {next(iter(pair))} only"
+        return
     a, b = pair["lora_A"], pair["lora_B"]
-    wanted = [layer.in_features, layer.out_features]
-    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1] or [a.shape[1], b.shape[0]] != wanted:
-        return [f"{module}: A {list(a.shape)} and B {list(b.shape)} do not fit a layer from {wanted[0]} to {wanted[1]}"]
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        return [f"{module} holds NaN or infinite values"]
-    return []
+    if a.dim() != 2 or b.dim() != 2 or {a.shape[0], b.shape[1]} != {r}:
+        yield f"{module}: A {list(a.shape)} and B {list(b.shape)} are not of the rank r = {r} in adapter_config.json"
+    elif a.dtype != b.dtype:
+        yield f"{module}: A is {a.dtype} and B {b.dtype}, and both must be the same"
+    elif not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        yield f"{module} holds NaN or infinite values"

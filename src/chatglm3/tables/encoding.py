@@ -22,8 +22,11 @@ LONGEST_LINE = 16 << 20
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
-def find_encoding(path: Path, given: str | None = None) -> str:
-    """The Python name of the file's encoding, `given` if it is that. Raises OSError, or `DataError` naming the line."""
+def find_encoding(path: Path, given: str | None = None, *, longest_line: int = LONGEST_LINE) -> str:
+    """The Python name of the file's encoding, `given` if it is that. Raises OSError, or `DataError` naming the line.
+
+    `longest_line` is in bytes; -1 allows any.
+    """
     with reading(path), open_bytes(path) as stream:
         start = stream.peek(3)
         marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
@@ -31,7 +34,7 @@ def find_encoding(path: Path, given: str | None = None) -> str:
             name = _name(given)
             encoding = "utf-8-sig" if (name, marked) == ("utf-8", "utf-8-sig") else name
         elif marked is None:
-            return _decide(stream, path)
+            return _decide(stream, path, longest_line)
         else:
             encoding = marked
         _check(stream, encoding, path)
@@ -50,9 +53,9 @@ def _name(given: str) -> str:
         raise DataError(f"unknown encoding {given!r}; use utf-8, gb18030, utf-16 or another one of Python's") from None
 
 
-def _decide(stream: io.BufferedReader, path: Path) -> str:
+def _decide(stream: io.BufferedReader, path: Path, longest_line: int) -> str:
     first: dict[str, int] = {}
-    for number, line in _lines(stream, path):
+    for number, line in _lines(stream, path, longest_line):
         if not (b"\0" in line or line.isascii()):
             kind = _kind(line)
         elif b"\0" in line:
@@ -86,12 +89,12 @@ def _is_gb18030(line: bytes) -> bool:
     return True
 
 
-def _lines(stream: io.BufferedReader, path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(stream: io.BufferedReader, path: Path, longest: int) -> Iterator[tuple[int, bytes]]:
     number = 0
-    while line := stream.readline(LONGEST_LINE):
+    while line := stream.readline(longest):
         number += 1
-        if len(line) == LONGEST_LINE:
-            raise DataError(f"{path}, line {number} is longer than {LONGEST_LINE >> 20} MiB; is this a table?")
+        if len(line) == longest:
+            raise DataError(f"{path}, line {number} is longer than {longest >> 20} MiB; is this a table?")
         yield number, line
 
 

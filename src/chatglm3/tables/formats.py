@@ -15,6 +15,8 @@ from chatglm3.tables.jsonl import JsonlTable, write_jsonl
 from chatglm3.tables.rows import BadRow, Kind, Row
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".jsonl", ".ndjson", *_DELIMITERS, ".parquet")
+"""Of the names of tables, without `COMPRESSIONS`."""
 
 
 class Table(Protocol):
@@ -35,6 +37,7 @@ def check_name(path: Path) -> None:
 
 def open_table(path: Path, *, encoding: str | None = None) -> Table:
     """The table in a file; its encoding is found, or is `encoding`. Raises OSError, or `DataError` naming the line."""
+    path.open("rb").close()  # that it is missing comes before what its name says
     suffix = _format(path)
     if suffix == ".parquet":
         return ParquetTable.open(path)
@@ -83,6 +86,6 @@ def _format(path: Path) -> str:
     suffix = inner.suffix.lower()
     if suffix == ".parquet" and inner is not path:
         raise DataError(f"{path}: Parquet is compressed inside; give the .parquet file itself")
-    if suffix not in (".jsonl", ".ndjson", ".parquet", *_DELIMITERS):
-        raise DataError(f"{path}: a table is .jsonl, .csv, .tsv or .parquet (the first three also .gz or .zst)")
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: a table is {', '.join(SUFFIXES)} (all but Parquet also .gz or .zst)")
     return suffix

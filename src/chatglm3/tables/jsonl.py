@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from chatglm3.errors import DataError
 from chatglm3.tables.encoding import find_encoding, open_text
 from chatglm3.tables.files import reading
 from chatglm3.tables.rows import BadRow, Row, as_json
@@ -34,11 +35,25 @@ class JsonlTable:
                     yield _row(line, number)
 
 
+def parse_json(text: str, what: str) -> Any:
+    """The value of JSON text. Raises `DataError`, in which the text is called `what`."""
+    try:
+        return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        reason = f"{error.msg} ({line}column {error.colno})"
+    except RecursionError:
+        reason = "a value is nested too deeply"
+    except ValueError:  # Python reads no whole number that is longer
+        reason = "a number has too many digits; write it as text, in quotes"
+    raise DataError(f"{what} is not JSON: {reason}")
+
+
 def _row(line: str, number: int) -> Row | BadRow:
     try:
-        value = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        return BadRow({}, f"line {number} is not JSON: {error}")
+        value = parse_json(line.rstrip(), f"line {number}")
+    except DataError as error:
+        return BadRow({}, str(error))
     if not isinstance(value, dict):
         return BadRow({}, f"line {number} is not a JSON object but {line.strip()[:40]}")
     return value

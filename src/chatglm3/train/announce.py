@@ -42,7 +42,7 @@ def announce(
         f"{plan.steps:,} steps of {plan.rows_per_step:,} rows, {plan.epoch(plan.steps):.1f} epochs; "
         f"{str(dtype).removeprefix('torch.')} on {where}"
     )
-    estimate = estimate_memory(config, materials.model, dtype, plan.lengths, trained)
+    estimate = estimate_memory(config, materials.model, dtype, plan, trained)
     reporter.note(f"memory: {estimate}")
     warning = advice(config, estimate, free_memory(accelerator.device))
     if warning is not None:
@@ -54,5 +54,7 @@ def describe(file: Path | None, data: Dataset) -> str:
     line = f"{file or 'data'}: {len(data.rows):,} {data.kind} rows"
     if data.shortened:
         line += f", {len(data.shortened):,} of them shortened"
+    if data.split:
+        line += f", {len(data.split):,} longer texts in pieces"
     dropped = [f"{count:,} with {reason}" for reason, count in data.dropped.items()]
     return line + (f"; dropped {', '.join(dropped)}" if dropped else "")

@@ -13,6 +13,7 @@ from chatglm3.train.dataset import Dataset
 from chatglm3.train.formats import Example, TextExample
 
 _MOST_BARS = 12
+_OBEYED = ("Cc", "Cf", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ def _append(line: list[Span], text: str, learned: bool) -> None:
 
 
 def _visible(letter: str) -> str:
-    """Control characters spelled out: a terminal would obey them."""
-    return letter.encode("unicode_escape").decode() if unicodedata.category(letter) == "Cc" else letter
+    """Characters that a terminal would obey (controls, directions, ends of lines) or not show, spelled out."""
+    return letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _OBEYED else letter
 
 
 def _widths() -> Iterator[int]:
@@ -110,7 +111,7 @@ def _widths() -> Iterator[int]:
 
 def _groups(dataset: Dataset, key: Callable[[Example], bytes]) -> dict[bytes, list[int]]:
     groups: dict[bytes, list[int]] = {}
-    for number, example in zip(dataset.numbers, dataset.examples, strict=True):
+    for number, example in dict(zip(dataset.numbers, dataset.examples, strict=True)).items():  # of each row one piece
         groups.setdefault(key(example), []).append(number)
     return groups
 

@@ -9,14 +9,11 @@ A checkpoint is written under another name and renamed when it is on the disk, s
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -26,45 +23,12 @@ from chatglm3.model.transformer import ChatGLMModel
 from chatglm3.tables.files import sync
 from chatglm3.train.config import TrainConfig
 from chatglm3.train.devices import Accelerator, is_sharded
+from chatglm3.train.identity import TRAINER, Identity, State, is_checkpoint, write_state
 from chatglm3.train.methods import load_trained, save_trained, trained_weights
 
-VERSION = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
-_TRAINER, _STATE, _TEMPORARY = "trainer", "state.json", ".incomplete"
-# Keys that may change while a run is stopped: they do not change its weights, or are compared by content.
-_FREE = (
-    *("model", "output", "data.train", "data.validation", "data.test", "device"),
-    *("save_every", "keep", "log_every", "tensorboard"),
-)
-
-
-@dataclass(frozen=True)
-class State:
-    """How far a run is: steps done, the best validation loss with its step, and evaluations since."""
-
-    step: int = 0
-    best_step: int | None = None
-    best_loss: float | None = None
-    stale: int = 0
-
-    def measured(self, loss: float) -> State:
-        """After an evaluation."""
-        if self.best_loss is None or loss < self.best_loss:
-            return State(self.step, self.step, loss)
-        return State(self.step, self.best_step, self.best_loss, self.stale + 1)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which run this is; another one must not go on with its checkpoints."""
-
-    config: Mapping[str, Any]
-    dtype: str
-    data: str
-    """A digest of the rows."""
-    processes: int
-    model: str
-    """A fingerprint of the weights that the run began with."""
+TEMPORARY = ".incomplete"
+"""How the name of what is not yet whole, or no longer, ends."""
 
 
 def checkpoints_of(output: Path) -> dict[int, Path]:
@@ -80,52 +44,18 @@ def find_checkpoint(output: Path, resume: str) -> Path:
         return there[max(there)]
     if resume.isdecimal() and int(resume) in there:
         return there[int(resume)]
-    if (Path(resume) / _TRAINER / _STATE).is_file():
-        return Path(resume)
+    if is_checkpoint(Path(resume).expanduser()):
+        return Path(resume).expanduser()
     steps = f"it has those of the steps {', '.join(map(str, there))}" if there else "begin without --resume"
     raise TrainingError(f"{output} has no checkpoint {resume!r}; {steps}")
 
 
-def refuse_begun(output: Path) -> None:
-    """Raise `TrainingError` if a new run would write over another one."""
+def way_on(output: Path) -> str:
+    """What to do after a run stopped."""
     there = checkpoints_of(output)
-    if there:
-        raise TrainingError(
-            f"{output} has checkpoints of another run, up to step {max(there)}; go on with --resume latest, or give "
-            "another output"
-        )
-
-
-def remove_unfinished(output: Path) -> None:
-    """Remove what a run that was killed while it saved has left."""
-    for folder in output.glob("*" + _TEMPORARY):
-        if folder.is_dir():
-            shutil.rmtree(folder)
-
-
-def read_state(folder: Path, identity: Identity) -> State:
-    """How far the run of a checkpoint is. Raises `TrainingError` with the first thing in which it is another run."""
-    file = folder / _TRAINER / _STATE
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if stored["version"] != VERSION:
-            raise TrainingError(
-                f"{folder} was written by another version of chatglm3 (format {stored['version']}, here {VERSION}); "
-                "go on with that version, or begin a new run in another output"
-            )
-        was, state = Identity(**stored["identity"]), State(**stored["state"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{file} is not the state of a training run ({error}); use another checkpoint") from None
-    _require_same_config(was.config, identity.config, folder)
-    for name, what in (("dtype", "dtype"), ("processes", "number of processes"), ("data", "training data")):
-        _require_same(what, getattr(was, name), getattr(identity, name), folder)
-    return state
-
-
-def require_same_model(folder: Path, fingerprint: str) -> None:
-    """Raise `TrainingError` if a checkpoint belongs to other weights."""
-    stored = json.loads((folder / _TRAINER / _STATE).read_text(encoding="utf-8"))
-    _require_same("model", stored["identity"]["model"], fingerprint, folder)
+    if not there:
+        return "begin again with the same command, since there is no checkpoint yet"
+    return f"go on with --resume latest, since {there[max(there)].name} is whole"
 
 
 class Checkpoints:
@@ -153,12 +83,13 @@ class Checkpoints:
         Raises `TrainingError` if the disk refuses; earlier checkpoints are as they were.
         """
         target = self._config.output / f"checkpoint-{state.step}"
-        temporary = target.with_name(target.name + _TEMPORARY)
+        temporary = target.with_name(target.name + TEMPORARY)
         try:
             self._write(temporary, state, identity)
         except (OSError, RuntimeError, CheckpointError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise TrainingError(self._refusal(target, error)) from None
+            way = way_on(target.parent)
+            raise TrainingError(f"{target} cannot be saved ({_short(error)}): free some space, and {way}") from None
         if self._accelerator.is_main_process:
             if target.is_dir():  # of a run that went on from an earlier step
                 _remove(target)
@@ -173,7 +104,7 @@ class Checkpoints:
         try:
             if not is_sharded(self._accelerator):
                 load_trained(self._model, self._config, folder)
-            self._accelerator.load_state(str(folder / _TRAINER))
+            self._accelerator.load_state(str(folder / TRAINER))
         except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, CheckpointError) as error:
             reason = "a file of it is damaged" if isinstance(error, UnpicklingError) else _short(error)
             raise TrainingError(f"{folder} cannot be read ({reason}); use an earlier checkpoint") from None
@@ -181,14 +112,13 @@ class Checkpoints:
     def _write(self, folder: Path, state: State, identity: Identity) -> None:
         if self._accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
-            (folder / _TRAINER).mkdir(parents=True)
+            (folder / TRAINER).mkdir(parents=True)
         self._accelerator.wait_for_everyone()
         weights = self._weights()
         if self._accelerator.is_main_process:
             save_trained(self._model, weights, self._config, folder, self._base)
-            record = {"version": VERSION, "state": asdict(state), "identity": asdict(identity)}
-            (folder / _TRAINER / _STATE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        self._accelerator.save_state(str(folder / _TRAINER))
+            write_state(folder, state, identity)
+        self._accelerator.save_state(str(folder / TRAINER))
         self._accelerator.wait_for_everyone()
         if self._accelerator.is_main_process:
             for path in folder.rglob("*"):
@@ -209,47 +139,16 @@ class Checkpoints:
             if step != state.best_step:
                 _remove(there[step])
 
-    def _refusal(self, target: Path, error: Exception) -> str:
-        there = checkpoints_of(target.parent)
-        kept = f"{there[max(there)].name} is whole" if there else "there is none yet"
-        return f"{target} cannot be saved ({_short(error)}); {kept}: free some space and go on with --resume latest"
-
-
-def _require_same_config(was: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    before, after = _flat(was), _flat(now)
-    for key in {**before, **after}:
-        if key not in _FREE and not key.startswith("evaluation.") and before.get(key) != after.get(key):
-            raise TrainingError(
-                f"{folder} was made with {key}={_word(before.get(key))}, not {_word(after.get(key))}: use the same, or "
-                "begin a new run in another output"
-            )
-
-
-def _require_same(what: str, was: object, now: object, folder: Path) -> None:
-    if was != now:
-        raise TrainingError(
-            f"{folder} belongs to a run with another {what} ({was}, here {now}): use the same, or begin a new run in "
-            "another output"
-        )
-
 
 def _remove(folder: Path) -> None:
     """Remove a checkpoint, under another name first: what has the name of one is whole at any time."""
-    renamed = folder.with_name(f"{folder.name}.old{_TEMPORARY}")
+    renamed = folder.with_name(f"{folder.name}.old{TEMPORARY}")
     folder.replace(renamed)
     shutil.rmtree(renamed)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
-
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _word(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    if "inline_container" in str(error):  # of torch.save, which says where in its own code
+        return "a file of it was cut short"
+    said = error.strerror if isinstance(error, OSError) else None
+    return said or " ".join(str(error).split())[:200]

@@ -8,21 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from chatglm3.errors import TrainingError
-from chatglm3.train.keys import parse_pair, require_known, with_pairs
+from chatglm3.train.fields import (
+    Count,
+    Decay,
+    File,
+    Length,
+    ModelName,
+    Positive,
+    Rate,
+    Seed,
+    Share,
+    Targets,
+    Whole,
+    describe,
+)
+from chatglm3.train.keys import parse_pair, parse_yaml, require_known, with_pairs
 from chatglm3.train.official import from_official, is_official, is_official_key, plain_key
 
 RATES = {"lora": 1e-4, "ptuning": 2e-2, "full": 2e-5}
 """The learning rate of a method if the file names none."""
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class _Block(BaseModel):
@@ -32,14 +42,16 @@ class _Block(BaseModel):
 class DataConfig(_Block):
     """Which rows are learned. Files are JSON, JSONL, CSV, TSV or Parquet."""
 
-    train: Path | None = None
+    train: File | None = None
     """May be left out where the rows are handed to `train`."""
-    validation: Path | None = None
-    test: Path | None = None
+    validation: File | None = None
+    test: File | None = None
     kind: Literal["chat", "base"] | None = None
     """What the rows are; None: what they look like."""
-    max_length: Annotated[int, Field(ge=8)] = 1024
+    max_length: Length = 1024
     """Most tokens of a row."""
+    encoding: str | None = None
+    """Of all files that are text; None: found out."""
     train_on_observation: bool = False
     """Also learn the results of tools, as the official kit does."""
 
@@ -47,7 +59,7 @@ class DataConfig(_Block):
 class LoraSettings(_Block):
     """LoRA (Hu et al., 2021); the defaults are the official ones."""
 
-    targets: tuple[Literal["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], ...] = ("query_key_value",)
+    targets: Targets = ("query_key_value",)
     rank: Count = 8
     alpha: Positive = 32.0
     dropout: Share = 0.1
@@ -78,9 +90,9 @@ class EvaluationSettings(_Block):
 class TrainConfig(_Block):
     """A training run. `steps` or `epochs` says how long it is (without either: three epochs)."""
 
-    model: str
+    model: ModelName
     data: DataConfig = DataConfig()
-    output: Path
+    output: File
     method: Literal["lora", "ptuning", "full"] = "lora"
     lora: LoraSettings = LoraSettings()
     ptuning: PtuningSettings = PtuningSettings()
@@ -90,12 +102,12 @@ class TrainConfig(_Block):
     """Rows of one forward pass on one device."""
     accumulation: Count = 1
     """Forward passes of each device in a step."""
-    learning_rate: Positive | None = None
+    learning_rate: Rate | None = None
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    warmup_steps: Whole = 10
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Muon is for the matrices of the blocks when all weights are trained."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    weight_decay: Decay = 0.0
     clip: Positive | None = 1.0
     """Longest gradient; None: as it comes."""
     adam_betas: tuple[Share, Share] = (0.9, 0.999)
@@ -106,9 +118,9 @@ class TrainConfig(_Block):
     quantize: Literal[8, 4] | None = None
     gradient_checkpointing: bool = False
     device: Literal["auto", "cpu"] = "auto"
-    deepspeed: Path | None = None
+    deepspeed: File | None = None
     """A DeepSpeed configuration (JSON)."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     save_every: Count | None = 500
     """Steps between two checkpoints; None: one at the end only."""
     keep: Count | None = 2
@@ -158,10 +170,15 @@ def read_config(path: Path, words: Sequence[str] = ()) -> tuple[TrainConfig, tup
     """
     raw = _read(path)
     pairs = [(plain_key(key), value) for key, value in map(parse_pair, words)]
+    source = f"{path} with {' '.join(words)}" if words else str(path)
     if not is_official(raw):
-        return make_config(with_pairs(raw, pairs), str(path)), ()
-    native, ignored = from_official(with_pairs(raw, [p for p in pairs if is_official_key(p[0])]), path)
-    return make_config(with_pairs(native, [p for p in pairs if not is_official_key(p[0])]), str(path)), tuple(ignored)
+        return make_config(with_pairs(raw, pairs), source), ()
+    official = with_pairs(raw, [p for p in pairs if is_official_key(p[0])])
+    native, ignored = from_official(official, source, path.parent)
+    native = with_pairs(native, [p for p in pairs if not is_official_key(p[0])])
+    if "model" not in native:
+        raise TrainingError(f"{source}: MODEL_DIR is missing; name the model, as in MODEL_DIR=zai-org/chatglm3-6b")
+    return make_config(native, source), tuple(ignored)
 
 
 def make_config(raw: Mapping[str, Any], source: str) -> TrainConfig:
@@ -170,7 +187,7 @@ def make_config(raw: Mapping[str, Any], source: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate(raw)
     except ValidationError as error:
-        raise TrainingError(f"{source}: {_describe(error)}") from None
+        raise TrainingError(f"{source}: {describe(error)}") from None
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
@@ -181,8 +198,8 @@ def write_config(config: TrainConfig, path: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raw = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise TrainingError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise TrainingError(f"{path}: {error.strerror}; `chatglm3 train init` writes a config") from None
@@ -197,14 +214,3 @@ def _refuse_unknown(raw: Mapping[str, Any], block: type[BaseModel], source: str,
         inner = block.model_fields[key].annotation
         if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel):
             _refuse_unknown(value, inner, source, f"{prefix}{key}.")
-
-
-def _describe(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    said = first["msg"].removeprefix("Value error, ")
-    if not place:
-        return said
-    found = "" if first["type"] == "missing" else f", not {first['input']!r}"
-    return f"{place}: {said[:1].lower()}{said[1:]}{found}"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from chatglm3.errors import MessageError
-from chatglm3.messages import Message, Role, with_tools
+from chatglm3.messages import ROLES, Message, Role, with_tools
 from chatglm3.prompt import chat_prompt, completion_prompt, message_ids
 from chatglm3.tokenizer import Tokenizer
 from chatglm3.toolcall import format_tool_call
@@ -114,13 +114,20 @@ def _turns(item: Mapping[str, Any] | Message, targets: tuple[Role, ...]) -> list
     if isinstance(item, Mapping) and item.get("role") == "tool":
         call, observation = _tool_messages(item)
         return [Turn(call, loss), Turn(observation, False)]
+    if isinstance(item, Mapping) and item.get("role", "user") not in ROLES:
+        raise MessageError(f"unknown role {item['role']!r}: use one of {', '.join(ROLES)}, tool")
     message = Message.from_dict(item)
     return [Turn(message, loss and message.role in targets)]
 
 
 def _tool_messages(item: Mapping[str, Any]) -> tuple[Message, Message]:
-    name, parameters, observation = item.get("name"), item.get("parameters"), item.get("observation")
-    if not isinstance(name, str) or not isinstance(parameters, Mapping):
-        raise MessageError("a 'tool' item needs a 'name' (a string) and 'parameters' (a dict): correct it in the data")
+    name, parameters = item.get("name"), item.get("parameters")
+    if not isinstance(name, str) or not name:
+        raise MessageError("a 'tool' item needs a 'name', the tool's: correct it in the data")
+    if not isinstance(parameters, Mapping):
+        raise MessageError("a 'tool' item needs 'parameters' (a dict): correct it in the data")
+    if "observation" not in item:
+        raise MessageError("a 'tool' item needs an 'observation', the result of the call: correct it in the data")
+    observation = item["observation"]
     result = observation if isinstance(observation, str) else json.dumps(observation, ensure_ascii=False)
     return Message("assistant", format_tool_call(parameters), name), Message("observation", result)

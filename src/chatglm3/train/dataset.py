@@ -1,7 +1,8 @@
 """A data file to training rows: parsed, encoded and shortened, with an account of what became of every row.
 
 A row that is not what it must be stops the reading with its number. A row that is sound and cannot be used (nothing in
-it is learned, or it is too long even without its context) is dropped and counted.
+it is learned, or it is too long even without its context) is dropped and counted. Plain text that is too long becomes
+several rows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from chatglm3.train.formats import (
 )
 from chatglm3.train.reading import read_data
 from chatglm3.train.remarks import EMPTY_ANSWER, remarks
-from chatglm3.train.truncate import shorten_completion, shorten_turns
+from chatglm3.train.truncate import shorten_completion, shorten_turns, split_text
 
 NO_TARGET = "no answer to learn"
 _ONE = {"chat": "a conversation", "base": "plain text"}
@@ -43,7 +44,8 @@ class Dataset:
     """The rows to train on, the examples that they come from, and their numbers in the file, from 1.
 
     `dropped_rows` has the numbers of the rows that cannot be used, by reason; `shortened` of those that lost context;
-    `remarks` of those that are odd in some way.
+    `remarks` of those that are odd in some way; `split` of those that became several rows, which share their number and
+    their example.
     """
 
     kind: Kind
@@ -53,6 +55,7 @@ class Dataset:
     dropped_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     shortened: tuple[int, ...] = ()
     remarks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    split: tuple[int, ...] = ()
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -113,6 +116,7 @@ class _Reader:
         self._kind: Kind | None = None
         self._kept: list[tuple[int, Example, TrainingRow]] = []
         self._shortened: list[int] = []
+        self._split: list[int] = []
         self._dropped: dict[str, list[int]] = {}
         self._remarks: dict[str, list[int]] = {}
 
@@ -135,7 +139,10 @@ class _Reader:
         """All of it."""
         if not self._kept or self._kind is None:
             reasons = ", ".join(f"{len(numbers)} with {reason}" for reason, numbers in self._dropped.items())
-            raise DataError(f"{self._path}: no row can be used: {reasons}; correct the data, or raise the length")
+            remedy = (
+                "correct the data" if set(self._dropped) == {NO_TARGET} else "raise the length, or shorten the rows"
+            )
+            raise DataError(f"{self._path}: no row can be used: {reasons}; {remedy}")
         numbers, examples, rows = zip(*self._kept, strict=True)
         return Dataset(
             self._kind,
@@ -145,6 +152,7 @@ class _Reader:
             {reason: tuple(found) for reason, found in self._dropped.items()},
             tuple(self._shortened),
             {remark: tuple(found) for remark, found in self._remarks.items()},
+            tuple(self._split),
         )
 
     def _require_kind(self, found: Kind) -> None:
@@ -172,20 +180,27 @@ class _Reader:
         if not response.strip():
             self._remark(EMPTY_ANSWER, number)
         whole = encode_completion(self._tokenizer, prompt, response)
+        pieces = [] if prompt or self._fits(whole) else split_text(self._tokenizer, response, self._limit)
+        if pieces:
+            self._kept += [(number, example, piece) for piece in pieces]
+            self._split.append(number)
+            return
         self._keep(number, example, whole, lambda: shorten_completion(self._tokenizer, prompt, response, self._limit))
 
     def _keep(
         self, number: int, example: Example, whole: TrainingRow, shorten: Callable[[], TrainingRow | None]
     ) -> None:
         """Keep the whole row, or else what `shorten` makes of it."""
-        is_long = len(whole.input_ids) > self._limit
-        row = shorten() if is_long else whole
+        row = whole if self._fits(whole) else shorten()
         if row is None:
             self._drop(f"more than {self._limit} tokens without any context that can be cut", number)
             return
         self._kept.append((number, example, row))
-        if is_long:
+        if row is not whole:
             self._shortened.append(number)
+
+    def _fits(self, row: TrainingRow) -> bool:
+        return len(row.input_ids) <= self._limit
 
     def _drop(self, reason: str, number: int) -> None:
         self._dropped.setdefault(reason, []).append(number)
@@ -198,7 +213,7 @@ def _answers(row: TrainingRow, kind: Kind, tokenizer: Tokenizer) -> Iterator[tup
     ids, labels = row.input_ids, row.labels
     if kind == "base":
         begin = next(place for place, label in enumerate(labels) if label != IGNORED)
-        yield ids[:begin], ids[begin:-1]
+        yield ids[:begin], ids[begin:]
         return
     end = 0
     for place, token_id in enumerate(ids[:-1]):

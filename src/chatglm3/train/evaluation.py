@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +54,14 @@ class GenerationEvaluator:
     """Measures a model by what it generates, as often as it is called; this is an `Evaluator` of the training loop."""
 
     def __init__(
-        self, tokenizer: Tokenizer, examples: Examples, *, max_new_tokens: int = 512, folder: Path | None = None
+        self,
+        tokenizer: Tokenizer,
+        examples: Examples,
+        *,
+        max_new_tokens: int = 512,
+        file: Callable[[], Path] | None = None,
     ) -> None:
-        """Each call writes `predictions-N.jsonl` into `folder`, N counting on from the files that are there.
+        """Each call writes its answers into the JSONL that `file` names then.
 
         Raises `TrainingError` without examples, or without jieba.
         """
@@ -64,14 +69,15 @@ class GenerationEvaluator:
             raise TrainingError("there is no answer to compare with; give a validation file whose rows have targets")
         words("")  # a library that is missing shows before training, not after it
         self._tokenizer, self._examples = tokenizer, examples
-        self._max_new_tokens, self._folder = max_new_tokens, folder
+        self._max_new_tokens, self._file = max_new_tokens, file
 
     def __call__(self, model: ChatGLMModel) -> Mapping[str, float]:
         """Generate, compare, save; the mean scores."""
         predictions = generate_predictions(model, self._tokenizer, self._examples, self._max_new_tokens)
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            predictions.save(_next_file(self._folder))
+        if self._file is not None:
+            file = self._file()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            predictions.save(file)
         return predictions.scores
 
 
@@ -128,8 +134,3 @@ def _inference(model: ChatGLMModel) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _next_file(folder: Path) -> Path:
-    numbers = [int(n) for file in folder.glob("predictions-*.jsonl") if (n := file.stem.partition("-")[2]).isdecimal()]
-    return folder / f"predictions-{max(numbers, default=0) + 1}.jsonl"

@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import Any, TypeAlias
 
 from chatglm3.errors import DataError, MessageError
+from chatglm3.tables.jsonl import parse_json
 from chatglm3.toolcall import format_tool_call
 from chatglm3.train.data import as_turns
 
@@ -56,12 +57,7 @@ def offered_tools(raw: object) -> object:
 
 def from_json(raw: object, what: str) -> Any:
     """The value of JSON text; what is no text is the value itself."""
-    if not isinstance(raw, str):
-        return raw
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{what} is not JSON: {error}") from None
+    return parse_json(raw, what) if isinstance(raw, str) else raw
 
 
 def _unwrapped(tool: object) -> object:
@@ -136,6 +132,8 @@ def _with_results(calls: Sequence[tuple[object, Item]], results: Sequence[Item])
         result = next((r for r in left if r.get("tool_call_id") in (None, call_id)), None)
         if result is not None:
             left.remove(result)
+            if "content" not in result:
+                raise DataError("the result of a call has no 'content'")
             yield {"role": "observation", "content": _as_result(result["content"])}
     if left:
         raise DataError(f"the result of {left[0].get('tool_call_id')!r} belongs to no call before it")
@@ -143,7 +141,9 @@ def _with_results(calls: Sequence[tuple[object, Item]], results: Sequence[Item])
 
 def _is_result(item: Item) -> bool:
     """Whether this is OpenAI's result of a call, and not the official item that holds a call and its result."""
-    return item.get("role") in ("tool", "function") and not {"parameters", "observation"} & set(item)
+    fields = set(item)
+    is_result = item.get("role") == "function" or bool({"content", "tool_call_id"} & fields)
+    return item.get("role") in ("tool", "function") and is_result and not {"parameters", "observation"} & fields
 
 
 def _plain(item: Item) -> Item:

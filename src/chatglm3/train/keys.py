@@ -1,14 +1,40 @@
-"""The keys of a config: `lora.rank=16` put in its place, and what an unknown one was probably meant to be."""
+"""The keys of a config: read, `lora.rank=16` put in its place, and what an unknown one was probably meant to be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml  # type: ignore[import-untyped]
 
 from chatglm3.errors import TrainingError
+
+_DATE = "tag:yaml.org,2002:timestamp"
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML in which a date is text, as for a file that is called so, and a key that is there twice is an error."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in found if tag != _DATE]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"{key.value} is given twice, again in line {line}; leave one of them")
+            seen.add(str(key.value))
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
+def parse_yaml(text: str) -> Any:
+    """What YAML says. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)
 
 
 def parse_pair(word: str) -> tuple[str, Any]:
@@ -17,7 +43,7 @@ def parse_pair(word: str) -> tuple[str, Any]:
     if not key or not equals:
         raise TrainingError(f"{word!r} is not key=value, as in lora.rank=16")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         return key, text
     is_text = isinstance(value, Mapping) and not text.startswith("{")  # a file may be called "a: b"

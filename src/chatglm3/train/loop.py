@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,15 +14,7 @@ from chatglm3.model.checkpoint import load_model
 from chatglm3.model.transformer import ChatGLMModel
 from chatglm3.train.announce import announce
 from chatglm3.train.batches import in_order, pack, weight_of
-from chatglm3.train.checkpoints import (
-    Checkpoints,
-    State,
-    find_checkpoint,
-    read_state,
-    refuse_begun,
-    remove_unfinished,
-    require_same_model,
-)
+from chatglm3.train.checkpoints import Checkpoints, find_checkpoint
 from chatglm3.train.config import TrainConfig, write_config
 from chatglm3.train.dataset import Dataset, prompts_and_targets
 from chatglm3.train.devices import (
@@ -33,7 +26,9 @@ from chatglm3.train.devices import (
     training_dtype,
 )
 from chatglm3.train.evaluation import GenerationEvaluator
+from chatglm3.train.folder import CONFIG, PLOT, claimed, refuse_begun
 from chatglm3.train.formats import Kind
+from chatglm3.train.identity import State, read_state, require_same_model, same_validation
 from chatglm3.train.materials import Materials, make_identity, make_plan, read_materials
 from chatglm3.train.methods import export, load_trained, prepare_model, trained_weights
 from chatglm3.train.plot import loss_plot
@@ -74,10 +69,13 @@ def train(
     `evaluator` adds its metrics at each evaluation. Raises `TrainingError`, and what reading data and models raises.
     """
     checkpoint = None if resume is None else find_checkpoint(config.output, resume)
-    if checkpoint is None:
+    if checkpoint is None or checkpoint.parent.resolve() != config.output.resolve():
         refuse_begun(config.output)
     run = _Run(config, read_materials(config, rows), checkpoint, evaluator, reporter or Silent())
-    result = run.finish()
+    run.accelerator.wait_for_everyone()  # so that none looks at the folder when it is claimed
+    with claimed(config.output) if run.is_main else nullcontext():
+        run.begin()
+        result = run.finish()
     run.accelerator.end_training()
     return result
 
@@ -101,12 +99,14 @@ class _Run:
         self.plan = make_plan(config, self.materials.train, self.accelerator.num_processes)
         self.weights = [weight_of(row) for row in self.materials.train.rows]
         self.evaluator = self._usable(evaluator or self._generation(self.materials.validation, "predictions"))
+
+    def begin(self) -> None:
+        """Load the model, and make the first files in the folder."""
+        config = self.config
         announce(config, self.materials, self.plan, self.dtype, self.accelerator, self.reporter)
-        self.state = self._load(checkpoint)
+        self.state = self._load(self.start)
         if self.is_main:
-            config.output.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(config.output)
-            write_config(config, config.output / "resolved.yaml")
+            write_config(config, config.output / CONFIG)
             self.log = MetricsLog(config.output, self.state.step, config.tensorboard)
 
     def finish(self) -> TrainResult:
@@ -120,7 +120,7 @@ class _Run:
         if self.is_main:
             folder = export(best, self.config, self.materials.model)
             plot = loss_plot(self.log.points("loss"), self.log.points("validation_loss"))
-            (self.config.output / "loss.svg").write_text(plot, encoding="utf-8")
+            (self.config.output / PLOT).write_text(plot, encoding="utf-8")
             self.reporter.note(f"{folder}: what was trained, of step {state.best_step or state.step:,}")
         self.accelerator.wait_for_everyone()
         return TrainResult(
@@ -143,7 +143,7 @@ class _Run:
             self.materials.tokenizer,
             examples,
             max_new_tokens=settings.max_new_tokens,
-            folder=self.config.output / folder,
+            file=lambda: self.config.output / folder / f"predictions-{self.state.step}.jsonl",
         )
 
     def _usable(self, evaluator: Evaluator | None) -> Evaluator | None:
@@ -155,7 +155,7 @@ class _Run:
     def _load(self, checkpoint: Path | None) -> State:
         """Load the model, and go back to `checkpoint`."""
         config, materials, accelerator = self.config, self.materials, self.accelerator
-        self.identity = make_identity(config, materials.train, self.dtype, accelerator.num_processes, "")
+        self.identity = make_identity(config, materials, self.dtype, accelerator.num_processes, "")
         state = State() if checkpoint is None else read_state(checkpoint, self.identity)
         self.model = load_model(
             materials.folder,
@@ -172,10 +172,16 @@ class _Run:
         keep_frozen(network)
         self.network, *self.optimizers = accelerator.prepare(network, *make_optimizers(self.model, config))
         self.checkpoints = Checkpoints(accelerator, self.network, self.model, names, config, materials.folder)
-        if checkpoint is not None:
-            self.checkpoints.restore(checkpoint)
-            self.reporter.note(f"going on from {checkpoint}")
-        if state.best_step is not None and not (config.output / f"checkpoint-{state.best_step}").is_dir():
+        if checkpoint is None:
+            return state
+        self.checkpoints.restore(checkpoint)
+        self.reporter.note(f"going on from {checkpoint}")
+        if state.best_step is None:
+            return state
+        if not same_validation(checkpoint, self.identity):
+            self.reporter.note("the validation rows are not those of before, so the best loss so far is forgotten")
+            return State(state.step)
+        if not (config.output / f"checkpoint-{state.best_step}").is_dir():
             self.reporter.note(f"the best checkpoint so far is not in {config.output} and is forgotten")
             return State(state.step)
         return state
@@ -225,9 +231,11 @@ class _Run:
     def _evaluate(self) -> bool:
         """Measure the validation rows if it is time: whether they came out better than ever."""
         every = self.config.evaluation.every or self.config.save_every
-        if self.materials.validation is None or not _is_due(self.state.step, every, self.plan.steps):
+        if not _is_due(self.state.step, every, self.plan.steps):
             return False
         metrics = self._measure(self.materials.validation, "validation", self.evaluator)
+        if "validation_loss" not in metrics:
+            return False
         self.state = self.state.measured(metrics["validation_loss"])
         return self.state.best_step == self.state.step
 
@@ -240,22 +248,25 @@ class _Run:
         evaluator = self._usable(self._generation(self.materials.test, "predictions-test"))
         self._measure(self.materials.test, "test", evaluator)
 
-    def _measure(self, data: Dataset, name: str, evaluator: Evaluator | None) -> Mapping[str, float]:
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        lengths = [len(row.input_ids) for row in data.rows]
-        shares = in_order(lengths, self.config.evaluation.batch_size, process, processes)
-        batches = (pack(data, share, self.accelerator.device) for share in shares)
-        metrics = {f"{name}_loss": measure_loss(self.accelerator, self.network, batches)}
+    def _measure(self, data: Dataset | None, name: str, evaluator: Evaluator | None) -> Mapping[str, float]:
+        metrics = {} if data is None else {f"{name}_loss": self._loss(data)}
         if evaluator is not None and self.is_main:
             self.model.eval()
             found = evaluator(self.model)
             metrics |= {key if name == "validation" else f"{name}_{key}": value for key, value in found.items()}
             self.model.train()
-        if self.is_main:
+        if metrics and self.is_main:
             self.reporter.measured(self.state.step, metrics)
             self.log.write(self.state.step, metrics)
         self.accelerator.wait_for_everyone()
         return metrics
+
+    def _loss(self, data: Dataset) -> float:
+        lengths = [len(row.input_ids) for row in data.rows]
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        shares = in_order(lengths, self.config.evaluation.batch_size, process, processes)
+        batches = (pack(data, share, self.accelerator.device) for share in shares)
+        return measure_loss(self.accelerator, self.network, batches)
 
 
 def _is_due(step: int, every: int | None, last: int) -> bool:

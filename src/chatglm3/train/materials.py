@@ -15,9 +15,9 @@ from chatglm3.model.config import ModelConfig
 from chatglm3.model.hub import resolve
 from chatglm3.tokenizer import Tokenizer
 from chatglm3.train.batches import Plan
-from chatglm3.train.checkpoints import Identity
 from chatglm3.train.config import TrainConfig
 from chatglm3.train.dataset import Dataset, load_dataset, other_kind
+from chatglm3.train.identity import Identity
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,22 @@ def make_plan(config: TrainConfig, data: Dataset, processes: int) -> Plan:
     )
 
 
-def make_identity(config: TrainConfig, data: Dataset, dtype: torch.dtype, processes: int, model: str) -> Identity:
+def make_identity(
+    config: TrainConfig, materials: Materials, dtype: torch.dtype, processes: int, model: str
+) -> Identity:
     """What must be the same when the run goes on; `model` is the fingerprint of the base's weights."""
+    train, validation = _digest(materials.train), _digest(materials.validation)
+    name = str(dtype).removeprefix("torch.")
+    return Identity(config.model_dump(mode="json"), name, train, processes, model, validation)
+
+
+def _digest(data: Dataset | None) -> str:
     digest = hashlib.sha256()
-    for row in data.rows:
+    for row in data.rows if data is not None else ():
         digest.update(array("i", [len(row.input_ids), *row.input_ids, *row.labels]).tobytes())
         if row.weights is not None or row.soft:
             digest.update(repr((row.weights, row.soft)).encode())
-    name = str(dtype).removeprefix("torch.")
-    return Identity(config.model_dump(mode="json"), name, digest.hexdigest()[:32], processes, model)
+    return digest.hexdigest()[:32]
 
 
 def _read(config: TrainConfig, file: Path, tokenizer: Tokenizer, like: Dataset | None = None) -> Dataset:
@@ -87,6 +94,7 @@ def _read(config: TrainConfig, file: Path, tokenizer: Tokenizer, like: Dataset |
         kind=data.kind if like is None else like.kind,
         max_length=data.max_length,
         train_on_observation=data.train_on_observation,
+        encoding=data.encoding,
     )
 
 

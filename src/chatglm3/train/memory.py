@@ -5,7 +5,6 @@ An estimate of what PyTorch keeps for the backward pass, not of what allocators 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from chatglm3.model.config import ModelConfig
 from chatglm3.model.placement import weight_bytes
 from chatglm3.model.quantization import Quantization
+from chatglm3.train.batches import Plan
 from chatglm3.train.config import TrainConfig
 from chatglm3.train.loss import CHUNK_BYTES
 
@@ -48,10 +48,10 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    config: TrainConfig, model: ModelConfig, dtype: torch.dtype, lengths: Sequence[int], trained: int
+    config: TrainConfig, model: ModelConfig, dtype: torch.dtype, plan: Plan, trained: int
 ) -> MemoryEstimate:
-    """For rows of these lengths and `trained` trained numbers; frozen weights and activations have `dtype`."""
-    tokens = sum(sorted(lengths)[-config.batch_size :])
+    """For the rows of `plan` and `trained` trained numbers; frozen weights and activations have `dtype`."""
+    tokens = _most_tokens(plan)
     layer = _layer_bytes(config, model, dtype.itemsize) * tokens
     ends = tokens * model.hidden_size * 2 * 4  # the input and output of the final norm
     activations = layer * model.num_layers + ends
@@ -73,6 +73,12 @@ def advice(config: TrainConfig, estimate: MemoryEstimate, free: int) -> str | No
     ways += ["quantize=4"] if config.method != "full" and not config.quantize else []
     ways += ["method=lora"] if config.method == "full" else []
     return f"only {_size(free)} are free, so this may run out of memory; try {', '.join(ways)}"
+
+
+def _most_tokens(plan: Plan) -> int:
+    """Of a forward pass: its rows are the longest, and all of them over again if there are fewer than it has."""
+    whole, rest = divmod(min(plan.batch_size, plan.total_rows), len(plan.lengths))
+    return whole * sum(plan.lengths) + sum(sorted(plan.lengths, reverse=True)[:rest])
 
 
 def _layer_bytes(config: TrainConfig, model: ModelConfig, itemsize: int) -> int:

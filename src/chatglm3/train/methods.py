@@ -102,9 +102,9 @@ def save_trained(
     kept = {name: weight.detach().to("cpu").contiguous() for name, weight in weights.items()}
     if config.method == "lora":
         tensors = {f"{_PEFT}{name}.weight": weight for name, weight in kept.items()}
-        _write(folder, _LORA_FILE, tensors, _lora_config(config))
+        _write(folder, config, tensors)
     elif config.method == "ptuning":
-        _write(folder, _PREFIX_FILE, kept, _prefix_config(config))
+        _write(folder, config, kept)
     else:
         with torch.device("meta"):
             whole = ChatGLMModel(model.config)
@@ -118,14 +118,8 @@ def load_trained(model: ChatGLMModel, config: TrainConfig, folder: Path) -> None
 
     Raises `CheckpointError` if the files are not of such a model.
     """
-    file = folder / (_LORA_FILE if config.method == "lora" else _PREFIX_FILE)
-    files = sorted(folder.glob("model*.safetensors")) if config.method == "full" else [file]
-    stored: dict[str, Tensor] = {}
-    try:
-        for part in files:
-            stored |= {_own_name(name): tensor for name, tensor in load_file(part).items()}
-    except Exception as error:  # safetensors has errors of its own
-        raise CheckpointError(f"{file} cannot be read ({error}); use an earlier checkpoint") from None
+    files = sorted(folder.glob("model*.safetensors")) if config.method == "full" else [folder / _file(config)]
+    stored = {_own_name(name): tensor for file in files for name, tensor in _read(file).items()}
     wanted = trained_weights(model)
     for name, weight in wanted.items():
         if name not in stored or stored[name].shape != weight.shape:
@@ -145,8 +139,7 @@ def export(checkpoint: Path, config: TrainConfig, base: ModelConfig) -> Path:
         _copy_tokenizer(checkpoint, temporary)
     else:
         temporary.mkdir(parents=True)
-        for name in (_LORA_FILE if config.method == "lora" else _PREFIX_FILE, _CONFIG_FILE):
-            shutil.copyfile(checkpoint / name, temporary / name)
+        _write(temporary, config, _read(checkpoint / _file(config)))
     shutil.rmtree(target, ignore_errors=True)
     temporary.replace(target)
     return target
@@ -205,9 +198,22 @@ def _prefix_config(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    (folder / name).write_bytes(save(dict(tensors), metadata={"format": "pt"}))
-    (folder / _CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _file(config: TrainConfig) -> str:
+    return _LORA_FILE if config.method == "lora" else _PREFIX_FILE
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except Exception as error:  # safetensors has errors of its own
+        raise CheckpointError(f"{file} cannot be read ({error}); use an earlier checkpoint") from None
+
+
+def _write(folder: Path, config: TrainConfig, tensors: Mapping[str, Tensor]) -> None:
+    """An adapter: its tensors, and what it is."""
+    words = _lora_config(config) if config.method == "lora" else _prefix_config(config)
+    (folder / _file(config)).write_bytes(save(dict(tensors), metadata={"format": "pt"}))
+    (folder / _CONFIG_FILE).write_text(json.dumps(words, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:

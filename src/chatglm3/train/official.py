@@ -77,19 +77,19 @@ def plain_key(key: str) -> str:
     return _WORDS.get(key.lower(), key)
 
 
-def from_official(raw: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The config as words of `TrainConfig`, and the keys that mean nothing here.
+def from_official(raw: Mapping[str, Any], source: str, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """The config as words of `TrainConfig`, and the keys that mean nothing here; its file is in `folder`.
 
     Raises `TrainingError` for a key that is unknown or a value that cannot be had.
     """
     found = {plain_key(str(key)): value for key, value in raw.items()}
-    require_known(found, [*_BLOCKS, *_LENGTHS, "data_dir", "model"], path)
-    arguments = _block(found, "training_args", path)
-    require_known(arguments, [*_ARGUMENTS, *_ASKED], path, "training_args.")
-    native: dict[str, Any] = {**_DEFAULTS, "data": _data(found, path)}
+    require_known(found, [*_BLOCKS, *_LENGTHS, "data_dir", "model"], source)
+    arguments = _block(found, "training_args", source)
+    require_known(arguments, [*_ARGUMENTS, *_ASKED], source, "training_args.")
+    native: dict[str, Any] = {**_DEFAULTS, "data": _data(found, source)}
     if "model" in found:
         native["model"] = found["model"]
-    ignored = [f"data_config.{key}" for key in _block(found, "data_config", path) if _DATA[key] is None]
+    ignored = [f"data_config.{key}" for key in _block(found, "data_config", source) if _DATA[key] is None]
     for key, value in arguments.items():
         word = _ARGUMENTS.get(key)
         if word is not None:
@@ -97,20 +97,20 @@ def from_official(raw: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], l
         elif key in _ARGUMENTS:
             ignored.append(f"training_args.{key}")
     native |= _length(arguments)
-    _training(native, arguments, path)
-    native |= _method(_block(found, "peft_config", path), path)
-    _find_deepspeed(native, path)
+    _training(native, arguments, source)
+    native |= _method(_block(found, "peft_config", source), source)
+    _find_deepspeed(native, folder)
     return native, ignored
 
 
-def _data(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    block = _block(raw, "data_config", path)
-    require_known(block, list(_DATA), path, "data_config.")
+def _data(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    block = _block(raw, "data_config", source)
+    require_known(block, list(_DATA), source, "data_config.")
     folder = Path(str(raw.get("data_dir") or ""))
     files = {word: str(folder / str(block[key])) for key, word in _DATA.items() if word and block.get(key)}
     lengths = [raw.get(key, default) for key, default in _LENGTHS.items()]
     if not all(isinstance(length, int) for length in lengths):
-        raise TrainingError(f"{path}: max_input_length and max_output_length must be whole numbers, not {lengths}")
+        raise TrainingError(f"{source}: max_input_length and max_output_length must be whole numbers, not {lengths}")
     return {**files, "max_length": sum(lengths) + 1}
 
 
@@ -122,12 +122,12 @@ def _length(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"steps": steps}
 
 
-def _training(native: dict[str, Any], arguments: Mapping[str, Any], path: Path) -> None:
+def _training(native: dict[str, Any], arguments: Mapping[str, Any], source: str) -> None:
     """What depends on more than one key."""
     evaluation = native.setdefault("evaluation", {})
-    native["save_every"] = _every(arguments, "save_strategy", "save_steps", path)
+    native["save_every"] = _every(arguments, "save_strategy", "save_steps", source)
     strategy = "eval_strategy" if "eval_strategy" in arguments else "evaluation_strategy"
-    every = _every(arguments, strategy, "eval_steps", path) if strategy in arguments else None
+    every = _every(arguments, strategy, "eval_steps", source) if strategy in arguments else None
     evaluation["every"] = every
     evaluation["rows"] = _GENERATED_ROWS
     if every is None or arguments.get("do_eval") is False:
@@ -136,8 +136,8 @@ def _training(native: dict[str, Any], arguments: Mapping[str, Any], path: Path) 
         evaluation["generate"] = False
     generation = arguments.get("generation_config") or {}
     if not isinstance(generation, Mapping):
-        raise TrainingError(f"{path}: training_args.generation_config must be a block of keys")
-    require_known(generation, ["max_new_tokens"], path, "training_args.generation_config.")
+        raise TrainingError(f"{source}: training_args.generation_config must be a block of keys")
+    require_known(generation, ["max_new_tokens"], source, "training_args.generation_config.")
     evaluation |= generation
     native["adam_betas"] = [arguments.get("adam_beta1", 0.9), arguments.get("adam_beta2", 0.999)]
     if arguments.get("use_cpu") or arguments.get("no_cuda"):
@@ -148,39 +148,37 @@ def _training(native: dict[str, Any], arguments: Mapping[str, Any], path: Path) 
     native["tensorboard"] = "tensorboard" in str(arguments.get("report_to", ""))
 
 
-def _every(arguments: Mapping[str, Any], strategy: str, steps: str, path: Path) -> Any:
+def _every(arguments: Mapping[str, Any], strategy: str, steps: str, source: str) -> Any:
     """So many steps, or None for never."""
     chosen = arguments.get(strategy, "steps")
     if chosen in ("no", False):  # YAML reads a bare no as false
         return None
     if chosen != "steps":
-        raise TrainingError(f"{path}: training_args.{strategy} must be steps or no, not {chosen!r}")
+        raise TrainingError(f"{source}: training_args.{strategy} must be steps or no, not {chosen!r}")
     return arguments.get(steps, 500)
 
 
-def _method(peft: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _method(peft: Mapping[str, Any], source: str) -> dict[str, Any]:
     if not peft:
         return {"method": "full"}
     kinds: dict[str, tuple[str, Mapping[str, str]]] = {"LORA": ("lora", _LORA), "PREFIX_TUNING": ("ptuning", _PREFIX)}
     kind = str(peft.get("peft_type"))
     if kind not in kinds:
-        raise TrainingError(f"{path}: peft_config.peft_type {kind} is not supported; use LORA or PREFIX_TUNING")
+        raise TrainingError(f"{source}: peft_config.peft_type {kind} is not supported; use LORA or PREFIX_TUNING")
     method, words = kinds[kind]
-    require_known(peft, ["peft_type", *_PEFT_FIXED, *words], path, "peft_config.")
+    require_known(peft, ["peft_type", *_PEFT_FIXED, *words], source, "peft_config.")
     for key, wanted in _PEFT_FIXED.items():
         if peft.get(key, wanted) != wanted:
-            raise TrainingError(f"{path}: peft_config.{key} must be {wanted}, not {peft[key]!r}")
+            raise TrainingError(f"{source}: peft_config.{key} must be {wanted}, not {peft[key]!r}")
     settings = {word: peft[key] for key, word in words.items() if key in peft}
-    if isinstance(settings.get("targets"), str):
-        settings["targets"] = [settings["targets"]]
     return {"method": method, method: settings}
 
 
-def _find_deepspeed(native: dict[str, Any], path: Path) -> None:
+def _find_deepspeed(native: dict[str, Any], folder: Path) -> None:
     """A relative path that is not in the working folder is one beside the YAML file."""
     file = native.get("deepspeed")
-    if isinstance(file, str) and not Path(file).exists():
-        native["deepspeed"] = str(path.parent / file)
+    if isinstance(file, str) and not file.startswith("~") and not Path(file).exists():
+        native["deepspeed"] = str(folder / file)
 
 
 def _put(native: dict[str, Any], word: str, value: Any) -> None:
@@ -188,8 +186,8 @@ def _put(native: dict[str, Any], word: str, value: Any) -> None:
     (native.setdefault(block, {}) if dot else native)[last] = value
 
 
-def _block(raw: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
+def _block(raw: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:
     block = raw.get(name) or {}
     if not isinstance(block, Mapping):
-        raise TrainingError(f"{path}: {name} must be a block of keys, not {block!r}")
+        raise TrainingError(f"{source}: {name} must be a block of keys, not {block!r}")
     return block

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
 from chatglm3.errors import TrainingError
+from chatglm3.train.folder import METRICS
 
 
 @dataclass(frozen=True)
@@ -132,18 +134,20 @@ class MetricsLog:
     """metrics.jsonl in a run's folder: one line for each report, and the same in TensorBoard's files if asked for."""
 
     def __init__(self, folder: Path, first_step: int, tensorboard: bool) -> None:
-        """Lines behind `first_step`, which a run that was stopped wrote, are dropped."""
-        self.path = folder / "metrics.jsonl"
+        """Lines behind `first_step`, which a run that was stopped wrote, are dropped. So is the test, done again."""
+        self.path = folder / METRICS
         self._writer = _summary_writer(folder / "tensorboard", first_step) if tensorboard else None
-        kept = [line for line in self.read() if line["step"] <= first_step] if first_step else []
+        found = self.read() if first_step else []
+        kept = [line for line in found if line["step"] <= first_step and "test_loss" not in line]
         temporary = self.path.with_suffix(".incomplete")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self.path)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add what was found after `step` steps."""
+        """Add what was found after `step` steps; a number that is not finite is null, since JSON has none."""
+        line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+            file.write(json.dumps({"step": step, **line}) + "\n")
         if self._writer is not None:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
@@ -158,7 +162,7 @@ class MetricsLog:
 
     def points(self, name: str) -> list[tuple[int, float]]:
         """Steps and values of one metric."""
-        return [(line["step"], line[name]) for line in self.read() if name in line]
+        return [(line["step"], line[name]) for line in self.read() if line.get(name) is not None]
 
 
 def _summary_writer(folder: Path, first_step: int) -> Any:

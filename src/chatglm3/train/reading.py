@@ -2,63 +2,56 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from chatglm3.errors import DataError
 from chatglm3.tables import BadRow, Row, read_rows
-from chatglm3.tables.encoding import find_encoding
-from chatglm3.tables.files import COMPRESSIONS, open_bytes, reading
-from chatglm3.tables.jsonl import JsonlTable
-
-_MARK = b"\xef\xbb\xbf"
+from chatglm3.tables.encoding import find_encoding, open_text
+from chatglm3.tables.files import COMPRESSIONS, reading
+from chatglm3.tables.formats import SUFFIXES
+from chatglm3.tables.jsonl import JsonlTable, parse_json
 
 
 def read_data(path: Path, *, encoding: str | None = None) -> Iterator[Row]:
     """The rows in order, one at least. Raises OSError, or `DataError` naming the line."""
     inner = Path(path.stem) if path.suffix in COMPRESSIONS else path
-    if inner.suffix.lower() != ".json":
+    suffix = inner.suffix.lower()
+    if suffix == ".json":
+        yield from _json_rows(path, encoding)
+    elif suffix in SUFFIXES:
         yield from read_rows(path, encoding=encoding)
-        return
+    else:
+        path.open("rb").close()  # that it is missing comes first
+        raise DataError(f"{path}: data are .json, {', '.join(SUFFIXES)} (all but Parquet also .gz or .zst)")
+
+
+def _json_rows(path: Path, encoding: str | None) -> Iterator[Row]:
+    found = find_encoding(path, encoding, longest_line=-1)  # an array may be one line
     empty = True
-    for row in _array(path) if _is_array(path) else _lines(path, encoding):
+    for row in _array(path, found) if _is_array(path, found) else _lines(path, found):
         empty = False
         yield row
     if empty:
         raise DataError(f"{path} has no rows")
 
 
-def _is_array(path: Path) -> bool:
-    with reading(path), open_bytes(path) as stream:
-        return stream.peek(1 << 12).removeprefix(_MARK).lstrip()[:1] == b"["
+def _is_array(path: Path, encoding: str) -> bool:
+    with reading(path), open_text(path, encoding, newline="") as text:
+        return text.read(1 << 12).lstrip()[:1] == "["
 
 
-def _array(path: Path) -> Iterator[Row]:
-    with reading(path), open_bytes(path) as stream:
-        data = stream.read()
-    for place, row in enumerate(_parse(path, data), 1):
+def _array(path: Path, encoding: str) -> Iterator[Row]:
+    with reading(path), open_text(path, encoding, newline="") as text:
+        rows = parse_json(text.read(), str(path))
+    for place, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise DataError(f"{path}, row {place} is not a JSON object but {str(row)[:40]}")
         yield row
 
 
-def _parse(path: Path, data: bytes) -> list[Any]:
-    try:
-        rows: list[Any] = json.loads(data.decode("utf-8-sig"), parse_constant=lambda _: None)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line} is not UTF-8, which JSON is; convert the file") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno} is not JSON: {error.msg} (column {error.colno})") from None
-    except RecursionError:
-        raise DataError(f"{path} is not usable: a value is nested too deeply") from None
-    return rows
-
-
-def _lines(path: Path, encoding: str | None) -> Iterator[Row]:
-    for row in JsonlTable(path, find_encoding(path, encoding)).rows():
+def _lines(path: Path, encoding: str) -> Iterator[Row]:
+    for row in JsonlTable(path, encoding).rows():
         if isinstance(row, BadRow):
             raise DataError(f"{path}, {row.error}")
         yield row

@@ -2,7 +2,8 @@
 
 Of a conversation all system messages stay, with their tools. Whole exchanges go first, the oldest before the others (an
 exchange is a user's message and all that follows it up to the next one), because an answer without its question
-teaches nothing. When one exchange is left, its user's message loses its beginning.
+teaches nothing. When one exchange is left, its user's message loses its beginning. Plain text has no context: it is
+split.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from collections.abc import Sequence
 from chatglm3.prompt import completion_prompt, message_ids
 from chatglm3.tokenizer import Tokenizer
 from chatglm3.train.data import IGNORED, TrainingRow, Turn, join_parts
+
+_LEAST_PIECE = 6
+"""A piece of a text has room for a character that is four ids, and for what moves to the next piece."""
 
 
 def shorten_turns(tokenizer: Tokenizer, turns: Sequence[Turn], max_length: int) -> TrainingRow | None:
@@ -50,6 +54,27 @@ def shorten_completion(tokenizer: Tokenizer, prompt: str, response: str, max_len
     return TrainingRow(given + learned, [IGNORED] * len(given) + learned)
 
 
+def split_text(tokenizer: Tokenizer, text: str, max_length: int) -> list[TrainingRow]:
+    """Plain text as rows of at most `max_length` ids that follow each other, the last one closed by `</s>`.
+
+    No piece begins within a character, and none is `</s>` alone. No rows if `max_length` leaves no room for any text.
+    """
+    opening = completion_prompt(tokenizer, "")
+    ids = [*tokenizer.encode(text), tokenizer.eos_id]
+    size = max_length - len(opening)
+    rows: list[TrainingRow] = []
+    begin = 0
+    while size >= _LEAST_PIECE and begin < len(ids):
+        end = min(begin + size, len(ids))
+        end -= end == len(ids) - 1
+        while end < len(ids) and _is_inside(tokenizer, ids[end]):
+            end -= 1
+        piece = ids[begin:end]
+        rows.append(TrainingRow(opening + piece, [IGNORED] * len(opening) + piece))
+        begin = end
+    return rows
+
+
 def _cut_message(tokenizer: Tokenizer, turn: Turn, part: Sequence[int], excess: int) -> list[int] | None:
     """A message without the first `excess` ids of its content, if that leaves some."""
     opening = 1 + len(tokenizer.encode(f"{turn.message.metadata}\n"))
@@ -60,6 +85,11 @@ def _cut_message(tokenizer: Tokenizer, turn: Turn, part: Sequence[int], excess: 
 def _cut(tokenizer: Tokenizer, ids: Sequence[int], excess: int) -> list[int]:
     """The ids after the first `excess`, beginning with a whole character."""
     kept = list(ids[excess:])
-    while kept and 0x80 <= (tokenizer.byte_value(kept[0]) or 0) < 0xC0:
+    while kept and _is_inside(tokenizer, kept[0]):
         del kept[0]
     return kept
+
+
+def _is_inside(tokenizer: Tokenizer, token_id: int) -> bool:
+    """Whether a character has begun before this id."""
+    return 0x80 <= (tokenizer.byte_value(token_id) or 0) < 0xC0
