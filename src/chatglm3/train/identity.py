@@ -16,7 +16,7 @@ TRAINER = "trainer"
 _STATE = "state.json"
 # Keys that may change while a run is stopped: they do not change its weights, or are compared by content.
 _FREE = (
-    *("model", "output", "data.train", "data.validation", "data.test", "device"),
+    *("model", "output", "data.train", "data.validation", "data.test", "data.encoding", "device"),
     *("save_every", "keep", "log_every", "tensorboard"),
 )
 
