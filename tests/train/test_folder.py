@@ -12,18 +12,8 @@ import pytest
 from chatglm3.errors import TrainingError
 from chatglm3.train.loop import train
 from chatglm3.train.progress import Progress, Silent
-from train.runs import data_file, metrics, model_folder, settings
+from train.runs import metrics, settings
 from train.stopping import StopError, Stopper, start, stopped
-
-
-@pytest.fixture(scope="module")
-def model(tiny_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("models") / "tiny", tiny_tokenizer_dir)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return data_file(tmp_path / "train.jsonl", 14)
 
 
 def test_two_runs_do_not_share_a_folder(model: Path, data: Path, tmp_path: Path) -> None:

@@ -15,15 +15,10 @@ from chatglm3.errors import DataError, TrainingError
 from chatglm3.model.transformer import ChatGLMModel
 from chatglm3.train.loop import train
 from chatglm3.train.progress import MetricsLog, Progress
-from train.runs import data_file, metrics, model_folder, settings
+from train.runs import data_file, metrics, settings
 
 TOOLS = [{"name": "get_weather", "parameters": {"city": {"type": "string"}}}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_new_tokens": 80}
-
-
-@pytest.fixture(scope="module")
-def model(tiny_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("models") / "tiny", tiny_tokenizer_dir)
 
 
 @pytest.fixture

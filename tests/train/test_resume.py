@@ -18,16 +18,6 @@ from train.stopping import StopError, Stopper, kill_at, start, stopped
 NAME = {"lora": "adapter_model.safetensors", "ptuning": "model.safetensors", "full": "model.safetensors"}
 
 
-@pytest.fixture(scope="module")
-def model(tiny_tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("models") / "tiny", tiny_tokenizer_dir)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return data_file(tmp_path / "train.jsonl", 14)
-
-
 def test_killed_and_resumed_gives_the_weights_of_a_run_that_was_not(model: Path, data: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
     changes = {"steps": 60, "save_every": 5, "lora": {"dropout": 0.1}, "accumulation": 2, "batch_size": 2}
