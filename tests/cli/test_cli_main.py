@@ -96,6 +96,12 @@ def test_a_model_file_that_is_missing(cli: Cli, tmp_path: Path) -> None:
     _assert_one_line(cli("complete", "x", "--model", tmp_path), 1, str(tmp_path))
 
 
+def test_what_a_terminal_would_obey_is_spelled_out(cli: Cli, tmp_path: Path) -> None:
+    result = cli("info", tmp_path / "\u202e\u001b[31m模型")
+    assert result.status == 1 and "模型" in result.err and "\\u202e\\x1b[31m" in result.err
+    assert "\x1b" not in result.err and "\u202e" not in result.err
+
+
 def test_a_base_model_that_is_asked_to_chat_is_warned_about_in_one_line(model_dir: Path, tmp_path: Path) -> None:
     base = tmp_path / "tiny-base"
     base.symlink_to(model_dir)

@@ -89,8 +89,14 @@ def _chatglm3(
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {_one_line(message)}", file=sys.stderr)
     return status
+
+
+def _one_line(message: str) -> str:
+    """A message may quote a file: what a terminal would obey (ESC, changes of direction) is spelled out."""
+    text = " ".join(message.split())
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def _help_command(error: Any) -> str:
@@ -104,4 +110,4 @@ def _describe(error: BaseException) -> str:
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"warning: {_one_line(str(message))}", file=sys.stderr)
