@@ -93,11 +93,11 @@ def test_a_length_limit_keeps_the_last_token(glm: ChatGLM) -> None:
 
 
 def test_the_system_speaks_first(glm: ChatGLM) -> None:
-    reply = glm.chat("你是一个助手。", role="system", max_new_tokens=4)
+    reply = glm.chat("你是一个助手。", role="system", max_new_tokens=4, temperature=0)
     assert reply.history[0] == Message("system", "你是一个助手。")
     prompt = chat_prompt(glm.tokenizer, [Message("system", "你是一个助手。")])
     assert reply.usage.prompt_tokens == len(prompt)
-    second = glm.chat("你好", reply.history, max_new_tokens=4)
+    second = glm.chat("你好", reply.history, max_new_tokens=4, temperature=0)
     assert [m.role for m in second.history] == ["system", "assistant", "user", "assistant"]
 
 
