@@ -41,7 +41,7 @@ class Cleaning:
 
 @dataclass(frozen=True)
 class Parts:
-    """The three parts, and what was left out before. No two reviews have the same text, nor nearly."""
+    """The three parts, and what was left out before. No text is in them twice, nor nearly in two of them."""
 
     train: tuple[Review, ...]
     validation: tuple[Review, ...]

@@ -119,3 +119,9 @@ def test_job_files_that_cannot_be(
 ) -> None:
     result = cli("run", write_job(text))
     assert (result.status, result.out) == (status, "") and words in result.err and result.err.count("\n") == 1
+
+
+def test_a_job_file_is_no_input_of_another(cli: Cli, tmp_path: Path, write_job: Callable[[str], Path]) -> None:
+    job = write_job(f"input: {tmp_path / 'job.yaml'}\noutput: o.csv\nprompt: 'x {{a}}'\n")
+    result = cli("run", job)
+    assert result.status == 1 and "input must name a table" in result.err and result.err.count("\n") == 1

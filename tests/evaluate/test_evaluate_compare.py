@@ -196,3 +196,8 @@ def test_what_cannot_be_measured_is_refused(sample: Sample) -> None:
         compare(sample, QUESTION, chat="nano", examples=50)
     with pytest.raises(ChatGLMError, match="context"):
         compare(sample, QUESTION, chat="nano", load=lambda name: chatglm3.load(name, max_context=16))
+
+
+def test_a_sample_without_rows_is_refused() -> None:
+    with pytest.raises(DataError, match="no rows to measure"):
+        compare(Sample.of([]), Question(("正面", "负面")), base="nano-base", examples=0)

@@ -32,6 +32,12 @@ def test_a_deepspeed_file_is_filled_in() -> None:
     assert filled["zero_optimization"] == {"stage": 3, "reduce_bucket_size": 4096, "sub_group_size": 1e9}
 
 
+def test_muon_is_not_for_scaled_losses() -> None:
+    config = make_config({**BASE, "method": "full", "optimizer": "muon"}, "test")
+    with pytest.raises(TrainingError, match="no loss scaling"):
+        make_accelerator(config, torch.float16, tiny_config(512))
+
+
 def test_muon_is_not_for_weights_that_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config({**BASE, "method": "full", "optimizer": "muon"}, "test")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 import chatglm3
 from chatglm3.errors import DataError, TrainingError
 from chatglm3.model.transformer import ChatGLMModel
+from chatglm3.train.data import IGNORED, TrainingRow
+from chatglm3.train.dataset import Dataset
 from chatglm3.train.loop import train
 from chatglm3.train.progress import MetricsLog, Progress
 from train.runs import data_file, metrics, settings
@@ -241,3 +243,21 @@ def test_data_in_another_encoding(model: Path, data: Path, tmp_path: Path) -> No
                 train(config)
         else:
             assert train(config).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "no rows to learn"),
+        ([TrainingRow([5, 6, 7], [IGNORED] * 3)], "row 1 has no target that counts"),
+        ([TrainingRow([5, 6, 7], [5, 6, 7], [0.0] * 3)], "row 1 has no target that counts"),
+        ([TrainingRow([5, 6], [5, 6]), TrainingRow([5, 6, 7], [5, 6, 7], [1.0])], "row 2: ids, labels and weights"),
+        ([TrainingRow([5] * 1025, [5] * 1025)], "from 2 to 1024"),
+        ([TrainingRow([5, 10**6], [5, 10**6])], "row 1 has an id that is none"),
+    ],
+)
+def test_rows_made_in_python_are_checked(rows: list[TrainingRow], said: str, model: Path, tmp_path: Path) -> None:
+    config = settings(model, tmp_path, tmp_path / "out", data={"kind": "chat"})
+    with pytest.raises(TrainingError, match=said):
+        train(config, rows=Dataset("chat", tuple(rows), (), tuple(range(1, len(rows) + 1))))
+    assert not (tmp_path / "out").exists()

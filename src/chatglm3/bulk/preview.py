@@ -27,7 +27,7 @@ class Preview:
 
 
 def preview(job: Job, source: Source) -> Preview:
-    """Show finished prompts, and time a few; nothing is written. Raises what `run_job` would raise before its work."""
+    """Show finished prompts, and time a few; nothing is written. Raises what reading the input and the model raises."""
     check_name(job.output)
     plan = read_plan(job)
     with source.load() as glm:

@@ -36,8 +36,11 @@ def run_job_file(context: typer.Context, path: Path) -> None:
     words = _known(path, _read(path), {_word(parameter) for parameter in command.params})
     replaced = {*given, *(_RIVALS[name] for name in given if name in _RIVALS)}
     kept = {p: value for p in command.params if (value := words.get(_word(p))) is not None and p.name not in replaced}
-    if words.get("input") is None:
+    source = words.get("input")
+    if source is None:
         raise JobError(f"{path}: a job file names an input")
+    if isinstance(source, str) and is_job_file(Path(source)):
+        raise JobError(f"{path}: input must name a table, and {source} is a job file")
     with command.make_context(context.info_name, list(_arguments(kept)), parent=context.parent) as inner:
         inner.params |= given
         command.invoke(inner)

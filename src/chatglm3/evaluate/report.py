@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from chatglm3.chat import ChatGLM
-from chatglm3.errors import MessageError
+from chatglm3.errors import DataError, MessageError
 from chatglm3.evaluate.about import about_this_run
 from chatglm3.evaluate.data import Sample, draw_examples
 from chatglm3.evaluate.measuring import Kind, ModelResult, Plan, measure
@@ -74,6 +74,8 @@ def compare(
     named = [*_named("Chat", chat, chat_adapter), *_named("Base", base, base_adapter)]
     if not named:
         raise MessageError("there is no model to measure; name a Chat model, a Base model or both")
+    if not sample.test:
+        raise DataError("there are no rows to measure")
     if len(named) == 1:
         named = [replace(named[0], adapters=tuple(dict.fromkeys([*named[0].adapters, None])))]
     drawn = [draw_examples(sample, question.labels, examples, seed) for seed in range(seeds if examples else 0)]

@@ -99,7 +99,7 @@ class TrainConfig(_Block):
     steps: Count | None = None
     epochs: Positive | None = None
     batch_size: Count = 4
-    """Rows of one forward pass on one device."""
+    """Rows of one forward pass on one device, on average: they are dealt out by their tokens."""
     accumulation: Count = 1
     """Forward passes of each device in a step."""
     learning_rate: Rate | None = None

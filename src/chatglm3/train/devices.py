@@ -65,6 +65,8 @@ def make_accelerator(config: TrainConfig, dtype: torch.dtype, model: ModelConfig
     plugin = _deepspeed(config, dtype, model)
     if config.optimizer == "muon" and (sharded or plugin is not None):
         raise TrainingError("optimizer=muon needs whole matrices, and FSDP and DeepSpeed cut them; use optimizer=adamw")
+    if config.optimizer == "muon" and dtype == torch.float16:
+        raise TrainingError("optimizer=muon has no loss scaling for float16; use dtype=bfloat16, or optimizer=adamw")
     autocast = config.method == "full" or dtype == torch.float16 or sharded or plugin is not None
     return Accelerator(
         cpu=training_device(config).type == "cpu",  # also where there is no GPU, so that processes find each other

@@ -52,6 +52,8 @@ def claimed(output: Path) -> Iterator[None]:
     output.mkdir(parents=True, exist_ok=True)
     with (output / _LOCK).open("a") as lock:
         _take(lock, output, fcntl.LOCK_EX)
+        if not (output / _LOCK).exists():
+            raise TrainingError(f"another run was in {output} just now; run the same command again")
         try:
             remove_unfinished(output)
             yield

@@ -10,7 +10,7 @@ from typing import Any
 
 from chatglm3.errors import TrainingError
 
-VERSION = 1
+VERSION = 2
 TRAINER = "trainer"
 """The folder in a checkpoint that only its run needs."""
 _STATE = "state.json"
@@ -48,8 +48,8 @@ class Identity:
     processes: int
     model: str
     """A fingerprint of the weights that the run began with."""
-    validation: str | None = None
-    """A digest of the validation rows, which may be others, but then losses cannot be compared; None: not known."""
+    validation: str
+    """A digest of the validation rows, which may be others, but then losses cannot be compared."""
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -79,7 +79,7 @@ def require_same_model(folder: Path, fingerprint: str) -> None:
 
 def same_validation(folder: Path, identity: Identity) -> bool:
     """Whether the losses that the run of a checkpoint found can be compared with those of `identity`."""
-    return _read(folder)[0].validation in (None, identity.validation)
+    return _read(folder)[0].validation == identity.validation
 
 
 def _read(folder: Path) -> tuple[Identity, State]:

@@ -245,6 +245,9 @@ class _Run:
             return
         if not is_sharded(self.accelerator):
             load_trained(self.model, self.config, best)
+        elif best.name != f"checkpoint-{self.state.step}":
+            self.reporter.note("the test rows are not measured: the best weights cannot be put into FSDP or DeepSpeed")
+            return
         evaluator = self._usable(self._generation(self.materials.test, "predictions-test"))
         self._measure(self.materials.test, "test", evaluator)
 

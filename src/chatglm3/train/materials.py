@@ -14,8 +14,9 @@ from chatglm3.errors import TrainingError
 from chatglm3.model.config import ModelConfig
 from chatglm3.model.hub import resolve
 from chatglm3.tokenizer import Tokenizer
-from chatglm3.train.batches import Plan
+from chatglm3.train.batches import Plan, weight_of
 from chatglm3.train.config import TrainConfig
+from chatglm3.train.data import IGNORED
 from chatglm3.train.dataset import Dataset, load_dataset, other_kind
 from chatglm3.train.identity import Identity
 
@@ -47,6 +48,8 @@ def read_materials(config: TrainConfig, rows: Dataset | None = None) -> Material
         if config.data.train is None:
             raise TrainingError("data.train is missing; name the file of the rows to learn")
         rows = _read(config, config.data.train, tokenizer)
+    else:
+        _require_sound(rows, model)
     _require_fit(config, rows, model)
     others = [
         None if file is None else _read(config, file, tokenizer, rows)
@@ -98,9 +101,26 @@ def _read(config: TrainConfig, file: Path, tokenizer: Tokenizer, like: Dataset |
     )
 
 
+def _require_sound(data: Dataset, model: ModelConfig) -> None:
+    """Rows that no file was read for are what the network and the loss can take."""
+    if not data.rows:
+        raise TrainingError("there are no rows to learn")
+    for number, row in zip(data.numbers, data.rows, strict=True):
+        sizes = {len(row.input_ids), len(row.labels), len(row.labels if row.weights is None else row.weights)}
+        if len(sizes) > 1 or not 2 <= len(row.input_ids) <= model.seq_length:
+            raise TrainingError(
+                f"row {number}: ids, labels and weights must be equally many, from 2 to {model.seq_length}"
+            )
+        ids = {*row.input_ids, *(label for label in row.labels if label != IGNORED), *(t.other for t in row.soft)}
+        if not 0 <= min(ids) <= max(ids) < model.padded_vocab_size:
+            raise TrainingError(f"row {number} has an id that is none of the {model.padded_vocab_size} of the model")
+        if not weight_of(row) > 0:
+            raise TrainingError(f"row {number} has no target that counts")
+
+
 def _require_fit(config: TrainConfig, data: Dataset, model: ModelConfig) -> None:
     """Chat data for a Base model, or the reverse, is an error unless the config says which kind is meant."""
     chat_model = capabilities_of(config.model, model).chat
     said = other_kind(data.kind, chat_model=chat_model, model=config.model)
     if said is not None and config.data.kind is None:
-        raise TrainingError(f"{config.data.train}: {said}; if it is meant so, set data.kind={data.kind}")
+        raise TrainingError(f"{config.data.train or 'data'}: {said}; if it is meant so, set data.kind={data.kind}")
