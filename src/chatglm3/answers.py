@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from chatglm3.engine.engine import Engine
 from chatglm3.engine.params import SamplingParams
 from chatglm3.engine.sampling import TokenLogprobs
 from chatglm3.engine.sequence import Generation, Request
-from chatglm3.grammar.compiler import Grammar
+from chatglm3.errors import ChatGLMError, attempt
+from chatglm3.grammar.compiler import Grammar, fitted
 from chatglm3.messages import History
 from chatglm3.prompt import chat_prompt, completion_prompt
 from chatglm3.reply import FinishReason, Reply, ReplyParser, Usage
@@ -45,6 +47,11 @@ class Wishes:
     params: SamplingParams
     grammar: Grammar | None = None
     adapter: str | None = None
+
+    @classmethod
+    def of(cls, params: SamplingParams, grammar: Grammar | None, adapter: str | None = None) -> Wishes:
+        """With the parameters fitted to the grammar; `SamplingError` if they would break it."""
+        return cls(params if grammar is None else fitted(params, grammar), grammar, adapter)
 
 
 class Answer(ABC, Generic[T]):
@@ -125,6 +132,21 @@ class TextAnswer(Answer[Completion]):
         """The whole text, once it has ended."""
         self._text += self._stops.push(self._decoder.flush()) + self._stops.finish()
         return Completion(self._text, self._reason(generation), _usage(generation), generation.logprobs)
+
+
+def finish_all(
+    engine: Engine, makers: Sequence[Callable[[], Answer[T]]], *, keep_errors: bool
+) -> list[T | ChatGLMError]:
+    """Make the answers, run all of them to their end, and give what they become, in order.
+
+    With `keep_errors` one that fails has its error in its place, and the others go on.
+    """
+    asked = [attempt(make, keep_errors=keep_errors) for make in makers]
+    answers = [answer for answer in asked if not isinstance(answer, ChatGLMError)]
+    requests = [answer.request for answer in answers]
+    generations = engine.outcomes(requests) if keep_errors else engine.generate(requests)
+    finished = (g if isinstance(g, ChatGLMError) else a.finish(g) for a, g in zip(answers, generations, strict=True))
+    return [one if isinstance(one, ChatGLMError) else next(finished) for one in asked]
 
 
 def _usage(generation: Generation) -> Usage:

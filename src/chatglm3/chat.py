@@ -6,7 +6,7 @@ Histories are frozen: a call never changes the one it was given and returns a ne
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,14 @@ from typing import Any, Literal, TypeVar, overload
 
 from typing_extensions import Unpack
 
-from chatglm3.answers import Answer, ChatAnswer, Chunk, Completion, TextAnswer, Wishes
+from chatglm3.answers import ChatAnswer, Chunk, Completion, TextAnswer, Wishes, finish_all
 from chatglm3.capabilities import Capabilities, capabilities_of
 from chatglm3.classify import BASE_TEMPLATE, CHAT_TEMPLATE, Classification, Classifier, Task
 from chatglm3.engine.engine import Engine
 from chatglm3.engine.params import SamplingOptions, SamplingParams
 from chatglm3.engine.sequence import Generation
-from chatglm3.errors import ChatGLMError, MessageError, attempt
-from chatglm3.grammar.compiler import GrammarCompiler, fitted
+from chatglm3.errors import ChatGLMError, MessageError
+from chatglm3.grammar.compiler import GrammarCompiler
 from chatglm3.held import Prefix
 from chatglm3.messages import History, Message, Role, as_history, check_history, with_tools
 from chatglm3.model.transformer import ChatGLMModel
@@ -80,9 +80,7 @@ class ChatGLM:
         `SamplingParams`, `choices`, `json_schema` and `adapter`. Raises MessageError, SamplingError,
         ContextLengthError, AdapterError, DeviceError or NumericsError.
         """
-        messages = self._conversation(query, history, role, tools)
-        self._warn_untrained(messages)
-        answer = ChatAnswer(self.tokenizer, messages, self._wishes(options))
+        answer = self._ask(query, history, role, tools, options)
         return answer.finish(self.engine.generate([answer.request])[0])
 
     def stream_chat(
@@ -98,9 +96,7 @@ class ChatGLM:
 
         Closing the iterator stops the work.
         """
-        messages = self._conversation(query, history, role, tools)
-        self._warn_untrained(messages)
-        answer = ChatAnswer(self.tokenizer, messages, self._wishes(options))
+        answer = self._ask(query, history, role, tools, options)
         return _chunks(self.engine.stream(answer.request), answer)
 
     async def achat(
@@ -113,9 +109,7 @@ class ChatGLM:
         **options: Unpack[AnswerOptions],
     ) -> Reply:
         """`chat` for coroutines: many of them share the steps of the network. Cancelling the task ends the request."""
-        messages = self._conversation(query, history, role, tools)
-        self._warn_untrained(messages)
-        answer = ChatAnswer(self.tokenizer, messages, self._wishes(options))
+        answer = self._ask(query, history, role, tools, options)
         return answer.finish(await self.engine.agenerate(answer.request))
 
     async def astream_chat(
@@ -128,9 +122,7 @@ class ChatGLM:
         **options: Unpack[AnswerOptions],
     ) -> AsyncGenerator[Chunk, None]:
         """`stream_chat` with `async for`."""
-        messages = self._conversation(query, history, role, tools)
-        self._warn_untrained(messages)
-        answer = ChatAnswer(self.tokenizer, messages, self._wishes(options))
+        answer = self._ask(query, history, role, tools, options)
         async with aclosing(self.engine.astream(answer.request)) as events:
             async for event in events:
                 if chunk := answer.chunk(event):
@@ -177,8 +169,9 @@ class ChatGLM:
         def ask(query: str) -> ChatAnswer:
             return ChatAnswer(self.tokenizer, self._conversation(query, shared, role, tools), wishes)
 
-        self._warn_untrained(with_tools(shared, tools))
-        return self._answer_all(ask, _texts("queries", queries), return_errors)
+        self._warn_untrained(with_tools(shared, tools), stacklevel=3)
+        asked = [partial(ask, query) for query in _texts("queries", queries)]
+        return finish_all(self.engine, asked, keep_errors=return_errors)
 
     @overload
     def complete(self, prompt: str, **options: Unpack[AnswerOptions]) -> Completion: ...
@@ -199,7 +192,8 @@ class ChatGLM:
         """
         wishes = self._wishes(options, chat=False)
         prompts = [prompt] if isinstance(prompt, str) else _texts("prompt", prompt)
-        found = self._answer_all(lambda text: TextAnswer(self.tokenizer, text, wishes), prompts, return_errors)
+        asked = [partial(TextAnswer, self.tokenizer, text, wishes) for text in prompts]
+        found = finish_all(self.engine, asked, keep_errors=return_errors)
         return found[0] if isinstance(prompt, str) else found  # type: ignore[return-value]
 
     def score(self, prompt: str, continuations: Sequence[str], *, adapter: str | None = None) -> list[float]:
@@ -328,6 +322,11 @@ class ChatGLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _ask(self, query: str, history: HistoryLike, role: Role, tools: object, options: AnswerOptions) -> ChatAnswer:
+        messages = self._conversation(query, history, role, tools)
+        self._warn_untrained(messages, stacklevel=4)
+        return ChatAnswer(self.tokenizer, messages, self._wishes(options))
+
     def _conversation(self, query: str, history: HistoryLike, role: Role, tools: object) -> History:
         if not _text("query", query) and role != "observation":
             raise MessageError("the query is empty; say something")
@@ -335,31 +334,18 @@ class ChatGLM:
         check_history(messages)
         return messages
 
-    def _warn_untrained(self, messages: History) -> None:
+    def _warn_untrained(self, messages: History, *, stacklevel: int) -> None:
         if not self.capabilities.chat:
-            warnings.warn("this is a Base model, not trained to chat; use complete()", stacklevel=3)
+            warnings.warn("this is a Base model, not trained to chat; use complete()", stacklevel=stacklevel)
         elif not self.capabilities.tools and any(m.tools is not None for m in messages):
-            warnings.warn("this model was not trained to call tools; only the 8K chat model was", stacklevel=3)
+            warnings.warn("this model was not trained to call tools; only the 8K chat model was", stacklevel=stacklevel)
 
     def _wishes(self, options: AnswerOptions, *, chat: bool = True) -> Wishes:
         rest: dict[str, Any] = dict(options)
         choices, schema = rest.pop("choices", None), rest.pop("json_schema", None)
         adapter = rest.pop("adapter", None)
         params = SamplingParams.of(rest)
-        grammar = self._grammars.compile(choices=choices, json_schema=schema, chat=chat)
-        return Wishes(params if grammar is None else fitted(params, grammar), grammar, adapter)
-
-    def _answer_all(
-        self, ask: Callable[[str], Answer[T]], texts: Sequence[str], return_errors: bool
-    ) -> list[T | ChatGLMError]:
-        asked = [attempt(partial(ask, text), keep_errors=return_errors) for text in texts]
-        answers = [answer for answer in asked if not isinstance(answer, ChatGLMError)]
-        requests = [answer.request for answer in answers]
-        generations = self.engine.outcomes(requests) if return_errors else self.engine.generate(requests)
-        finished = (
-            g if isinstance(g, ChatGLMError) else a.finish(g) for a, g in zip(answers, generations, strict=True)
-        )
-        return [one if isinstance(one, ChatGLMError) else next(finished) for one in asked]
+        return Wishes.of(params, self._grammars.compile(choices=choices, json_schema=schema, chat=chat), adapter)
 
 
 def _chunks(stream: Generator[int | Generation, None, None], answer: ChatAnswer) -> Generator[Chunk, None, None]:

@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from chatglm3.answers import ChatAnswer, Completion, TextAnswer, Wishes
+from chatglm3.answers import Answer, ChatAnswer, Completion, TextAnswer, Wishes, finish_all
 from chatglm3.bulk.jobs import RunJob
 from chatglm3.bulk.task import Prompt, Result, Task
 from chatglm3.engine.sampling import require_known
-from chatglm3.errors import ChatGLMError, JobError, attempt
-from chatglm3.grammar.compiler import GrammarCompiler, fitted
+from chatglm3.errors import ChatGLMError, JobError
+from chatglm3.grammar.compiler import GrammarCompiler
 from chatglm3.messages import History, Message
 from chatglm3.prompt import chat_prompt, completion_prompt
 from chatglm3.reply import Reply
@@ -21,8 +21,6 @@ from chatglm3.tables import Row
 
 if TYPE_CHECKING:
     from chatglm3.chat import ChatGLM
-
-_Answer: TypeAlias = ChatAnswer | TextAnswer
 
 
 class Answers(Task):
@@ -41,7 +39,7 @@ class Answers(Task):
         require_known(job.sampling.banned, glm.engine.vocab_size)
         self._opening = job.opening
         grammar = GrammarCompiler(glm.tokenizer).compile(choices=job.choices, json_schema=job.json_schema, chat=chat)
-        self._wishes = Wishes(job.sampling if grammar is None else fitted(job.sampling, grammar), grammar)
+        self._wishes = Wishes.of(job.sampling, grammar)
         self.room = self._wishes.params.max_new_tokens or 1
         self.kinds = {
             "answer": "text",
@@ -61,13 +59,10 @@ class Answers(Task):
         return (*self._opening, Message("user", text))
 
     def _results(self, prompts: Sequence[Prompt]) -> list[Result]:
-        answers = [attempt(partial(self._answer, prompt), keep_errors=True) for prompt in prompts]
-        asked = [answer for answer in answers if not isinstance(answer, ChatGLMError)]
-        generations = self._glm.engine.outcomes([answer.request for answer in asked])
-        ended = (g if isinstance(g, ChatGLMError) else a.finish(g) for a, g in zip(asked, generations, strict=True))
-        return [self._result(answer if isinstance(answer, ChatGLMError) else next(ended)) for answer in answers]
+        asked = [partial(self._answer, prompt) for prompt in prompts]
+        return [self._result(answer) for answer in finish_all(self._glm.engine, asked, keep_errors=True)]
 
-    def _answer(self, prompt: Prompt) -> _Answer:
+    def _answer(self, prompt: Prompt) -> Answer[Any]:
         wishes = replace(self._wishes, params=replace(self._wishes.params, seed=prompt.seed))
         if self._glm.capabilities.chat:
             return ChatAnswer(self._glm.tokenizer, self._conversation(prompt.text), wishes)
